@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import afterwords as aw
 from afterwords import local, provenance
 from afterwords.audio.audio import decode
+from afterwords.audio.effects import FADE_S
 from afterwords.backends.base import Reference
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
 from afterwords.client.files import read_source
@@ -34,6 +36,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     pip_install,
 )
+from afterwords.text import SENTENCE_PAUSE_S
 from tests.conftest import READER, clipped
 from tests.error_codes import has_code
 
@@ -312,6 +315,48 @@ def test_stream_is_saved_to_file(tmp_path: Path) -> None:
     clone()
     path = aw.stream("Into a file.").save(tmp_path / "speech.flac")
     np.testing.assert_allclose(decode(path).samples, aw.say("Into a file.").samples, atol=1e-4)  # 16 bits
+
+
+def test_live_text_is_spoken_before_it_ends() -> None:
+    clone()
+    written: list[str] = []
+
+    def write() -> Iterator[str]:
+        for word in ("Good ", "morning ", "to ", "you. ", "It ", "is ", "late."):
+            written.append(word)
+            yield word
+
+    speech = aw.stream(write())
+    chunks = iter(speech)
+    first = next(chunks)
+
+    assert "".join(written) == "Good morning to you. It "
+    samples = np.concatenate([first.samples, *(chunk.samples for chunk in chunks)])
+    n_spoken = round(len("Good morning to you. It is late.") * SECONDS_PER_CHARACTER * SAMPLE_RATE)
+    assert len(samples) == n_spoken + round((SENTENCE_PAUSE_S + 2 * FADE_S) * SAMPLE_RATE)
+    steepest = 0.2 * 2 * np.pi * 800 / SAMPLE_RATE  # of the highest tone
+    assert np.abs(np.diff(samples, append=0)).max() <= steepest
+    assert speech.result is not None
+    assert speech.result.duration_s == pytest.approx(len(samples) / SAMPLE_RATE)
+
+
+def test_live_text_without_words_is_refused() -> None:
+    clone()
+    with pytest.raises(TextError, check=has_code("empty_text")):
+        aw.say(["...", " !"])
+
+
+def test_unspeakable_part_of_live_text_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    clone()
+    speech = aw.stream(["Good morning to you.\n\n", "fault-unspoken-one fault-unspoken-two\n\n", "And good night."])
+
+    with pytest.warns(TextWarning, match="leaves out words") as warned:
+        audio = speech.audio()
+
+    assert len(warned) == 1
+    assert speech.left_out == ("fault-unspoken-one", "fault-unspoken-two")
+    assert 2 < audio.duration_s < 2.4
 
 
 @pytest.mark.parametrize("fault", ["fault-fail", "fault-error", "fault-memory"])

@@ -10,17 +10,24 @@ from hypothesis import strategies as st
 
 from afterwords.errors import InvalidInputError, TextError, UnsupportedLangError
 from afterwords.text import (
+    CLAUSE_PAUSE_S,
     LANGS,
     MAX_REQUEST_CHARS,
+    SENTENCE_PAUSE_S,
     TINY_CHARS,
+    UNIT_MAX_CHARS,
+    Granularity,
+    LiveSplitter,
     check_name,
     check_text,
     expected_speech_s,
     is_speakable,
     max_speech_s,
     normalize_lang,
+    pause_after_s,
     printable,
     split_chunks,
+    split_live,
     split_sentences,
 )
 from tests.error_codes import has_code
@@ -314,3 +321,68 @@ def test_chunks_keep_every_letter(text: str, max_chars: int, first_max_chars: in
 def test_no_two_tiny_neighbors_remain() -> None:
     found = split_chunks("Yes. No. Oh! Ah. " * 20, max_chars=80)
     assert all(len(chunk) > TINY_CHARS for chunk in found)
+
+
+# -- text that is still being written --------------------------------------------------------------------------
+
+
+@given(PROSE, st.sampled_from(["sentence", "clause"]))
+def test_units_are_the_text_however_it_is_cut(text: str, by: Granularity) -> None:
+    at_once, by_character = LiveSplitter(by), LiveSplitter(by)
+
+    units = at_once.feed(text) + at_once.flush()
+    same = [unit for character in text for unit in by_character.feed(character)] + by_character.flush()
+
+    assert "".join(units) == text
+    assert same == units
+    assert all(is_speakable(unit) for unit in units[:-1])
+    assert all(units)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["Good morning, Dr. Smith. ", "The price is 3.14 dollars, e.g. at https://a.b/c?d=1.5, or more. ", "Is it?"],
+        [
+            "She was late... ",
+            "“Where have you been all this time?” he asked. ",
+            "There was no answer to that question.",
+        ],
+        ["# Two reasons to read\n", "- The first is that it is short enough.\n", "- The second one."],
+        ["今天天气很好。", "我们去公园散步吧！「本当？」と言った。", "これは長い文章です。"],
+    ],
+)
+def test_units_are_sentences(expected: list[str]) -> None:
+    assert list(split_live(["".join(expected)])) == expected
+
+
+def test_unit_is_complete_once_the_next_word_is() -> None:
+    splitter = LiveSplitter()
+
+    assert splitter.feed("It is a quarter past 3.") == []
+    assert splitter.feed(" So") == []
+    assert splitter.feed(" then") == ["It is a quarter past 3. "]
+
+
+def test_clauses_start_earlier_than_sentences() -> None:
+    text = "Well, once upon a time, there was a king."
+
+    assert LiveSplitter("clause").feed(text) == ["Well, once upon a time, "]
+    assert LiveSplitter("sentence").feed(text) == []
+
+
+def test_text_without_punctuation_is_split() -> None:
+    splitter = LiveSplitter()
+    units = splitter.feed("word " * 500)
+
+    assert len(units) > 5
+    assert max(map(len, units)) <= UNIT_MAX_CHARS
+
+
+def test_units_without_letters_are_left_out() -> None:
+    assert list(split_live(["Hello there, how are you?\n\n", "***"])) == ["Hello there, how are you?\n\n"]
+
+
+def test_pause_is_longer_after_a_sentence() -> None:
+    assert [pause_after_s(unit) for unit in ("He said: “Yes.” ", "Item\n", "好。")] == [SENTENCE_PAUSE_S] * 3
+    assert pause_after_s("once upon a time, ") == CLAUSE_PAUSE_S

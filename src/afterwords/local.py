@@ -6,8 +6,9 @@ The command line and `import afterwords` both call these. Nothing leaves the mac
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import file_digest, sha256
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from afterwords.errors import (
     MissingExtraError,
     RecordingError,
     RecordingWarning,
+    TextError,
     TextWarning,
     UnavailableError,
     UnsupportedLangError,
@@ -51,7 +53,7 @@ from afterwords.models import (
 from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
-from afterwords.speech import Aligner, Speech, speak
+from afterwords.speech import Aligner, Speech, speak, speak_live
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, expected_speech_s, normalize_lang
 
 if TYPE_CHECKING:
@@ -470,7 +472,7 @@ def transcribe_recording(audio: Audio, lang: str, progress: Progress) -> tuple[T
 
 
 def say(
-    text: str,
+    text: str | Iterable[str],
     *,
     voice: Voice | str | None = None,
     lang: str | None = None,
@@ -483,7 +485,8 @@ def say(
     """Speak a text with a voice of the library, and return the audio.
 
     Args:
-        text: Up to 100,000 characters; long texts are spoken sentence by sentence.
+        text: Up to 100,000 characters; long texts are spoken sentence by sentence. Or an iterable of pieces of a text
+            that is still being written, such as the tokens of a language model, without a limit.
         voice: A Voice, its name or its id; None takes the default, or the only one.
         lang: Language of the text; None takes the voice's.
         backend: Backend to use; None takes the voice's, or the best one here if that can't run.
@@ -513,7 +516,7 @@ def say(
 
 
 def stream(
-    text: str,
+    text: str | Iterable[str],
     *,
     voice: Voice | str | None = None,
     lang: str | None = None,
@@ -525,19 +528,24 @@ def stream(
 ) -> Speech:
     """Speak a text like `say`, but while it is read: iterate over the result for its chunks.
 
-    Arguments are checked before the first chunk. Warns with TextWarning if the backend leaves out words of the text.
+    Options are checked before the first chunk, and so is a text that is whole. Of an iterable, sentences are spoken
+    while later ones are written. Warns with TextWarning if the backend leaves out words of the text.
     """
-    given, text = text, check_text(text, max_chars=MAX_LOCAL_CHARS)
+    given = text if isinstance(text, str) else ""
+    if isinstance(text, str):
+        text = check_text(text, max_chars=MAX_LOCAL_CHARS)
+    elif timestamps:
+        raise InvalidOptionError.for_option("timestamps", value=True, allowed="False for a text that is being written")
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
     speaker = _find_voice(voices, voice)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
-    if words := unspoken(engine, text):
-        warnings.warn(f"{chosen.name} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
-    task = SpeechTask(
-        text=text,
+    if words := unspoken(engine, text) if isinstance(text, str) else []:
+        _warn_left_out(chosen.name)
+    make_task = partial(
+        SpeechTask,
         lang=lang,
         backend=chosen.name,
         voice_id=speaker.voice_id,
@@ -545,17 +553,36 @@ def stream(
         seed=options.seed,
     )
     tags = mark_tags(backend=chosen.name, voice_name=speaker.name, voice_id=speaker.voice_id, made_at=now())
-    return Speech(
-        speaker,
-        chosen.name,
-        reason,
-        engine.sample_rate,
-        tags,
+    make_speech = partial(Speech, speaker, chosen.name, reason, engine.sample_rate, tags)
+    if not isinstance(text, str):
+        speech = make_speech(
+            speak_live(engine, text, lambda unit: _task_of_unit(unit, engine, make_task, speech), options.speed)
+        )
+        return speech
+    task = make_task(text=text)
+    return make_speech(
         speak(engine, task, options.speed, progress),
         left_out=tuple(words),
         _aligner=Aligner(engine, task, given) if timestamps else None,
         _progress=progress,
     )
+
+
+def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask], speech: Speech) -> SpeechTask | None:
+    """Return the task of a part of a live text, or None if the backend can't speak any of its words."""
+    unit = check_text(unit)
+    try:
+        words = unspoken(engine, unit)
+    except TextError:
+        words = unit.split()
+    if words and not speech.left_out:
+        _warn_left_out(speech.backend)
+    speech.left_out += tuple(words)
+    return None if words == unit.split() else make_task(text=unit)
+
+
+def _warn_left_out(backend: str) -> None:
+    warnings.warn(f"{backend} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=3)
 
 
 def estimate(

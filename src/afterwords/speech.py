@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from afterwords.audio.audio import Audio
-from afterwords.audio.effects import change_speed
+from afterwords.audio.effects import change_speed, fade_from
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress
-from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError
+from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError, TextError
 from afterwords.models import Alignment, FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice, WordTiming
 from afterwords.reference.transcription import align, check_aligner
-from afterwords.text import expected_speech_s
+from afterwords.text import expected_speech_s, pause_after_s, split_live
 
 
 class Aligner:
@@ -193,3 +193,35 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
     finally:
         chunks.close()
     progress(1.0, "done")
+
+
+def speak_live(
+    engine: Engine, pieces: Iterable[str], make_task: Callable[[str], SpeechTask | None], speed: float
+) -> Generator[Chunk, None, None]:
+    """Generate the chunks of a text that is still being written, unit by unit.
+
+    Args:
+        engine: The engine that speaks.
+        pieces: The text, cut anywhere.
+        make_task: Makes the task of a unit; None leaves the unit out.
+        speed: As for `speak`.
+
+    Raises:
+        TextError: No unit could be spoken.
+    """
+    import numpy as np
+
+    pause_s: float | None = None
+    for unit in split_live(pieces):
+        if (task := make_task(unit)) is None:
+            continue
+        if pause_s is not None:
+            yield Chunk(np.zeros(round(pause_s * engine.sample_rate), np.float32))
+        last = 0.0
+        for chunk in speak(engine, task, speed, ignore_progress):
+            yield chunk
+            last = float(chunk.samples[-1]) if len(chunk.samples) else last
+        yield Chunk(fade_from(last, engine.sample_rate))
+        pause_s = pause_after_s(unit) / speed
+    if pause_s is None:
+        raise TextError(code="empty_text")

@@ -1,17 +1,19 @@
 """Text before synthesis: validated, split into sentences, packed into chunks.
 
 The CLI, the SDK and the server validate with `check_text`, so that all of them reject the same text; engines split with
-`split_chunks`.
+`split_chunks`; `LiveSplitter` splits a text that is still being written.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader
 from math import ceil
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from afterwords.errors import FileError, InvalidInputError, TextError, UnsupportedLangError
 from afterwords.models import NAME_MAX_CHARS
@@ -323,6 +325,135 @@ def _is_tiny(part: str) -> bool:
 def _join(left: str, right: str) -> str:
     is_cjk = re.match(f"[{_CJK}{_CJK_MARKS}]", left[-1]) and re.match(f"[{_CJK}{_CJK_MARKS}]", right[0])
     return left + ("" if is_cjk else " ") + right
+
+
+# -- text that is still being written ------------------------------------------------------------------------
+
+Granularity = Literal["sentence", "clause"]
+
+FIRST_UNIT_S, UNIT_S = 0.8, 2.5
+"""Shortest speech of the first unit, which starts the audio, and of later ones, which sound better long."""
+UNIT_MAX_CHARS = 280
+"""Longest unit: text without punctuation is split there, as an engine would."""
+SENTENCE_PAUSE_S, CLAUSE_PAUSE_S = 0.15, 0.06
+"""Silence between two units, after a sentence and elsewhere."""
+_WORD_MAX = 24  # characters after which a word counts as complete: Chinese has no spaces
+_UNIT_BREAK = re.compile(rf"(?:{_BREAK.pattern})|(?:^|\n)#{{1,6}} [^\n]*\n")  # also the heading of a Markdown text
+
+
+class LiveSplitter:
+    """Split a text that is still being written into units to speak.
+
+    The units together are the text, character for character. A unit ends once the text after it shows that it does: the
+    period of "3." may turn out to be a decimal point. It does not depend on how the text was cut into pieces.
+
+    Args:
+        by: End units at sentences, or also at clauses, which starts the audio earlier.
+    """
+
+    def __init__(self, by: Granularity = "sentence") -> None:
+        self._marks = [_UNIT_BREAK, _STOP, *([_CLAUSE_END] if by == "clause" else [])]
+        self._rest = ""
+        self._minimum_s = FIRST_UNIT_S
+        self._has_case = False
+
+    def feed(self, piece: str) -> list[str]:
+        """Add a piece of the text, and return the units that are complete."""
+        self._rest += piece
+        return self._take(is_whole=False)
+
+    def flush(self) -> list[str]:
+        """Return the rest of the text as units. The last one may have nothing to speak, see `is_speakable`."""
+        units = self._take(is_whole=True)
+        if self._rest:
+            units.append(self._rest)
+            self._rest = ""
+        return units
+
+    def _take(self, *, is_whole: bool) -> list[str]:
+        units = []
+        while end := self._find_end(is_whole=is_whole):
+            units.append(self._rest[:end])
+            self._has_case = self._has_case or units[-1] != units[-1].lower()
+            self._rest = self._rest[end:]
+            self._minimum_s = UNIT_S
+        return units
+
+    def _find_end(self, *, is_whole: bool) -> int | None:
+        """Return where the first unit of the rest ends, after its whitespace, if that is certain."""
+        window = self._rest[: UNIT_MAX_CHARS + 1]
+        ends = []
+        for marks in self._marks:
+            for mark in marks.finditer(window):
+                end = self._skip_space(mark.end())
+                # More text could belong to the mark, or to the whitespace after it.
+                is_certain = end is not None and (marks is not _STOP or self._is_stop(mark, end, is_whole=is_whole))
+                if end is not None and is_certain and self._is_long(self._rest[:end]):
+                    ends.append(end)
+                    break
+        if ends:
+            return min(ends)
+        return _split_point(window, UNIT_MAX_CHARS) if len(window) > UNIT_MAX_CHARS else None
+
+    def _skip_space(self, position: int) -> int | None:
+        """Return where the whitespace after a position ends; None if the text ends first."""
+        while position < len(self._rest):
+            if not self._rest[position].isspace():
+                return position
+            position += 1
+        return None
+
+    def _is_stop(self, stop: re.Match[str], end: int, *, is_whole: bool) -> bool:
+        """Return whether a sentence certainly ends at this stop; after a period, the next word decides."""
+        space = self._rest[stop.end() : end]
+        following = self._rest[end : end + _WORD_MAX]
+        if stop["mark"] == ".":
+            word = _WORD_AFTER.match(following)
+            if not is_whole and len(following) < _WORD_MAX and (word is None or word.end() == len(following)):
+                return False
+            following = following[: word.end() + 1] if word else following
+        else:
+            following = following[0]
+        block = self._rest[: stop.end()] + ("\n" if "\n" in space else " " if space else "") + following
+        start = max((mark.end() for mark in _UNIT_BREAK.finditer(stop.string) if mark.end() <= stop.start()), default=0)
+        return _is_end(block, start, stop, has_case=self._has_case or block != block.lower())
+
+    def _is_long(self, unit: str) -> bool:
+        return is_speakable(unit) and expected_speech_s(unit.strip()) >= self._minimum_s
+
+
+def split_live(pieces: Iterable[str], by: Granularity = "sentence") -> Iterator[str]:
+    """Yield the units of a text that have something to speak, as soon as each is complete."""
+    splitter = LiveSplitter(by)
+    for piece in pieces:
+        yield from filter(is_speakable, splitter.feed(piece))
+    yield from filter(is_speakable, splitter.flush())
+
+
+def pause_after_s(unit: str) -> float:
+    """Return the silence between a unit and the next one, in seconds."""
+    is_sentence = (
+        unit.rstrip().rstrip("*_" + "\"'”’»›«)]}」』）】〉》").endswith((*".!?…", *_CJK_STOPS)) or "\n" in unit
+    )
+    return SENTENCE_PAUSE_S if is_sentence else CLAUSE_PAUSE_S
+
+
+def read_pieces(source: BufferedReader) -> Iterator[str]:
+    """Yield a UTF-8 text as it arrives in an open file.
+
+    Raises:
+        TextError: It is not UTF-8.
+    """
+    decoder = getincrementaldecoder("utf-8-sig")()
+    n_bytes = 0
+    try:
+        while data := source.read1(64 * 1024):
+            yield decoder.decode(data)
+            n_bytes += len(data)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        why = f"The text is not valid Unicode after byte {n_bytes:,}."
+        raise TextError(why, code="invalid_unicode") from None
 
 
 def read_text(source: Path | BinaryIO) -> str:

@@ -403,3 +403,50 @@ def test_progress_without_terminal_prints_lines(monkeypatch: pytest.MonkeyPatch)
 
     assert re.fullmatch(r"loading after \d+ s", first)
     assert re.fullmatch(r"speaking, 50% after \d+ s", later)
+
+
+# -- text that is still being written ---------------------------------------------------------------------------
+
+
+def test_live_text_is_spoken_while_stdin_is_open() -> None:
+    command = [*COMMAND, "say", "-", "--live", "-o", "-", "--format", "pcm"]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"Good morning to you. It is l")
+        process.stdin.flush()
+        sound = process.stdout.read(2 * round(20 * SECONDS_PER_CHARACTER * SAMPLE_RATE))
+        process.stdin.write(b"ate.")
+        process.stdin.close()
+        sound += process.stdout.read()
+
+    assert process.returncode == 0
+    assert len(sound) == 2 * len(aw.say(["Good morning to you. ", "It is late."]).samples)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT to send")
+def test_interrupt_stops_a_live_text(tmp_path: Path) -> None:
+    command = [*COMMAND, "say", "-", "--live", "-o", "-", "--format", "pcm"]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"Good morning to you. It is l")
+        process.stdin.flush()
+        assert process.stdout.read(8000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130  # though stdin is open
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["Hello.", "--live"], ["--file", "hello.txt", "--live"], ["-", "--live", "--dry-run"]],
+)
+def test_live_needs_stdin(arguments: list[str]) -> None:
+    assert "--live" in run("say", *arguments).expect_error(2, "usage")
+
+
+def test_live_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    run("say", "-", "--live", "-o", "hello.wav", stdin=b"\xff", cwd=tmp_path).expect_error(5, "invalid_unicode")
+    assert "hello.wav" not in list_files(tmp_path)

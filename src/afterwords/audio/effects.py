@@ -1,4 +1,4 @@
-"""Effects on samples: change the sample rate, change the speed at the same pitch."""
+"""Effects on samples: change the sample rate, change the speed at the same pitch, join without a click."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from afterwords.audio.wav import Samples
 from afterwords.models import SpeechOptions
 
+FADE_S = 0.005
 _TAIL_S = 0.25  # longer than the delay of two filters
 
 
@@ -22,6 +23,11 @@ def resample(samples: Samples, from_rate: int, to_rate: int) -> Samples:
 
     resampled: Samples = soxr.resample(samples, from_rate, to_rate)
     return np.clip(resampled, np.float32(-1), np.float32(1))
+
+
+def fade_from(sample: float, sample_rate: int) -> Samples:
+    """Return a fade from the last sample of a sound to 0, so that silence or another sound follows without a click."""
+    return np.linspace(sample, 0, round(FADE_S * sample_rate), dtype=np.float32)
 
 
 def change_speed(chunks: Iterable[Samples], sample_rate: int, speed: float) -> Iterator[Samples]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,8 @@ from afterwords.cli.options import Profile, Remote, Timeout, complete_voice, is_
 from afterwords.cli.remote import command, connect, explain_interrupt, job_timeout_s, option_value
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from afterwords.audio.wav import Samples
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import AudioOutput
@@ -70,6 +72,10 @@ DryRun = Annotated[
         "code is 0 even if the characters exceed the limit.",
     ),
 ]
+Live = Annotated[
+    bool,
+    typer.Option("--live", help="Speak what stdin has so far, sentence by sentence, until it ends; the text is -."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -77,7 +83,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 class SayRequest:
     """What to say, and where the speech goes."""
 
-    text: str = field(repr=False)
+    text: str | Iterator[str] = field(repr=False)
     voice: str | None
     options: SpeechOptions
     destination: AudioOutput | None
@@ -102,6 +108,7 @@ def say(
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
+    live: Live = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,6 +119,8 @@ def say(
         )
     times: dict[str, Path | None] = {"--srt": srt, "--vtt": vtt, "--timing": timing}
     ways_out = {"--out": out, "--format": format, "--play/--no-play": play, **times, "--timeout": timeout}
+    if live:
+        _check_live(text, is_whole=dry_run, has_times=any(times.values()), on_server=is_remote(remote, profile))
     if dry_run and (useless := [name for name, value in ways_out.items() if value is not None]):
         raise output.UsageError(
             f"--dry-run writes and plays nothing, so it can't be combined with {', '.join(useless)}.",
@@ -132,12 +141,12 @@ def say(
     from afterwords.audio.output import check_writable
     from afterwords.cli.save_audio import parse_output
     from afterwords.models import SpeechOptions
-    from afterwords.text import read_text
+    from afterwords.text import read_pieces, read_text
 
-    if file is not None or text == "-":
+    if not live and (file is not None or text == "-"):
         text = read_text(file or sys.stdin.buffer)
     request = SayRequest(
-        str(text),
+        read_pieces(cast("BufferedReader", sys.stdin.buffer)) if live else str(text),
         voice,
         SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed),
         parse_output(out, format) if out is not None else None,
@@ -153,6 +162,20 @@ def say(
             _print_result(request, *_say_on_server(request, profile, job_timeout_s(timeout)), as_json=as_json)
         else:
             _print_result(request, *_say_here(request), as_json=as_json)
+
+
+def _check_live(text: str | None, *, is_whole: bool, has_times: bool, on_server: bool) -> None:
+    if text != "-":
+        raise output.UsageError(
+            "--live reads a text that is still being written from stdin.", hint="say - --live, or remove --live."
+        )
+    if is_whole or has_times:
+        raise output.UsageError(
+            "--dry-run, --srt, --vtt and --timing need the whole text, which --live does not have.",
+            hint="remove --live.",
+        )
+    if on_server:
+        raise output.UsageError("--live speaks on this machine only.", hint="remove --remote.")
 
 
 def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as_json: bool) -> None:
@@ -172,6 +195,7 @@ def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as
 
 def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_json: bool) -> None:
     """Print what the speech would take and cost."""
+    assert isinstance(request.text, str), "a live text has no estimate"
     options = request.options.model_dump()
     shown: dict[str, str]
     more: dict[str, Any] = {}
@@ -217,7 +241,8 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
     from afterwords import local
     from afterwords.text import MAX_LOCAL_CHARS, check_text
 
-    check_text(request.text, max_chars=MAX_LOCAL_CHARS)
+    if isinstance(request.text, str):
+        check_text(request.text, max_chars=MAX_LOCAL_CHARS)
     voice, options = request.voice, request.options
     if preparing := local.must_prepare(voice=voice, lang=options.lang, backend=options.backend):
         about = ", about 40 s on two cores" if preparing == "lite" else ""
@@ -271,6 +296,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     """Have a server speak; return the facts for JSON, and how the speech was made."""
     from afterwords.text import check_text
 
+    assert isinstance(request.text, str), "a live text is spoken here"
     check_text(request.text)
     with connect(profile) as client:
         voice = _choose_voice(client, request.voice, profile)
@@ -328,6 +354,7 @@ def _download_speech(
     from afterwords.models import SpeechFormat
 
     destination, options = request.destination, request.options
+    assert isinstance(request.text, str), "a live text has no job"
     assert destination is not None, "speech that is not played has an output"
     listing = command("jobs", "list", profile=profile)
     interrupted = explain_interrupt("The server may have accepted the job already. List its jobs with:", listing)

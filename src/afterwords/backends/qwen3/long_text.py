@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from afterwords.audio.effects import FADE_S, fade_from
 from afterwords.audio.wav import Samples
 from afterwords.backends.base import Chunk
 from afterwords.backends.qwen3.request import DecodeRequest, FinishReason, SchedulerClosedError
@@ -29,8 +30,8 @@ AHEAD: Final = 3
 """Segments of one text that are decoded ahead."""
 PAUSE_S: Final = 0.15
 SAMPLE_RATE: Final = 24_000
-FADE: Final = 120
-"""Samples, 5 ms, of fade-in and fade-out, so that segments join without a click."""
+FADE: Final = round(FADE_S * SAMPLE_RATE)
+"""Samples of fade-in and fade-out, so that segments join without a click."""
 FRAMES_PER_TOKEN, FRAMES_MORE = 6, 50
 """An utterance longer than 6 frames per token and 4 s does not end by itself. Source: measured upstream."""
 TRIES: Final = 3
@@ -146,5 +147,4 @@ def smooth_edges(sounds: Iterator[Samples], *, pause_s: float) -> Iterator[Sampl
         n_before += len(sound)
         last = sound[-1]
         yield sound
-    fall = np.linspace(1, 0, FADE, dtype=np.float32)
-    yield np.concatenate([last * fall, np.zeros(round(pause_s * SAMPLE_RATE), np.float32)])
+    yield np.concatenate([fade_from(float(last), SAMPLE_RATE), np.zeros(round(pause_s * SAMPLE_RATE), np.float32)])
