@@ -45,10 +45,9 @@ def requirements_of(method: str, path: str) -> Requirements:
 LOCAL: Final = {"/metrics", "/status"}
 OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN, Credential.METRICS)
 GUARDED: Final = [call for call in CALLS if requirements_of(*call).credential not in OPEN_HERE]
-OF_USERS: Final = [
-    call for call in GUARDED if requirements_of(*call).credential in (Credential.USER, Credential.USER_OR_ADMIN)
-]
-WITH_ID: Final = [call for call in OF_USERS if "{" in call[1]]
+USERS: Final = (Credential.USER, Credential.USER_OR_ADMIN, Credential.LIST)
+OF_USERS: Final = [call for call in GUARDED if requirements_of(*call).credential in USERS]
+WITH_ID: Final = [call for call in OF_USERS if "{" in call[1] and "{model}" not in call[1]]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +59,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Response:
     """Call a route with a body that is valid up to the row that an ID names."""
+    ids = {"alias": "unknown", **ids}  # an alias can't be an ID
     url = re.sub(r"{(\w+)}", lambda found: ids.get(found[1], UNKNOWN_ID), path)
     body: dict[str, Any] = {}
     if method == "PATCH":
         body = {"json": {"name": "changed"}}
+    elif method == "PUT" and path == "/v1/aliases/{alias}":
+        body = {"json": {"voice": ids.get("voice_id", UNKNOWN_ID)}}
+    elif path == "/v1/audio/speech":
+        body = {"json": {"voice": ids.get("voice_id", UNKNOWN_ID), "input": "hi"}}
     elif path in ("/v1/synthesize", "/v1/estimate"):
         body = {"json": {"voice_id": ids.get("voice_id", UNKNOWN_ID), "text": "hi"}}
     return client.request(method, url, **body)
@@ -164,6 +168,8 @@ class Tenant:
         self.voice_id = register(self.client, wav=WAV)
         self.job_id = submit_text(self.client, self.voice_id, "Mine.")
         wait_for_job(self.client, self.job_id)
+        self.alias = f"alias of {self.voice_id}"
+        assert self.client.put(f"/v1/aliases/{self.alias}", json={"voice": self.voice_id}).is_success
         self.key_id = self.client.get("/v1/keys").json()[0]["key_id"]
 
     def __enter__(self) -> Tenant:
@@ -174,7 +180,7 @@ class Tenant:
 
     @property
     def ids(self) -> dict[str, str]:
-        return {"voice_id": self.voice_id, "job_id": self.job_id, "key_id": self.key_id}
+        return {"voice_id": self.voice_id, "job_id": self.job_id, "key_id": self.key_id, "alias": self.alias}
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +204,7 @@ def gone(served: Served) -> Iterator[Tenant]:
         yield tenant
 
 
-IDS: Final = [*WITH_ID, ("POST", "/v1/synthesize"), ("POST", "/v1/estimate")]
+IDS: Final = [*WITH_ID, *(("POST", f"/v1/{name}") for name in ("synthesize", "estimate", "audio/speech"))]
 
 
 @pytest.mark.parametrize(("method", "path"), IDS)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from afterwords.audio.encoding import Encoding
 from afterwords.errors import InvalidOptionError, InvalidRequestError, NotFoundError
-from afterwords.models import NAME_MAX_CHARS, ConsentKind, Seed, SpeechFormat, Speed
+from afterwords.models import ConsentKind, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope
 from afterwords.server.routes.audio import Wrap, speech_response
@@ -240,9 +240,7 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/v1/models/{model}", responses={200: {"model": OpenAIModel}, **errors(_404="model_not_found")})
 @requires(Credential.LIST)
-async def show_model(
-    request: Request, model: Annotated[str, Path(max_length=NAME_MAX_CHARS, description="ID of the model.")]
-) -> Response:
+async def show_model(request: Request, model: Annotated[str, Path(description="ID of the model.")]) -> Response:
     """Return a model of OpenAI's API."""
     _find_backend(model, state_of(request).dispatcher.backends)
     return json_response(OpenAIModel(id=model))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
-from afterwords.errors import ConflictError, InvalidRequestError, NotFoundError, VoiceNotFoundError
-from afterwords.models import NAME_MAX_CHARS, Alias, parse_id
+from afterwords.errors import ConflictError, InvalidInputError, InvalidRequestError, NotFoundError, VoiceNotFoundError
+from afterwords.models import Alias, parse_id
 from afterwords.server.auth import Credential, requires
 from afterwords.server.records import Scope
 from afterwords.server.routes.responses import caller_of, errors, json_response, list_response, state_of
@@ -19,7 +20,7 @@ from afterwords.text import check_name
 
 router = APIRouter(route_class=DocumentedRoute, tags=["voices"])
 
-AliasName = Annotated[str, Path(max_length=NAME_MAX_CHARS, description="The name that programs send.")]
+AliasName = Annotated[str, Path(description="The name that programs send.")]
 
 
 @router.get("/v1/aliases", responses={200: {"model": list[Alias]}})
@@ -56,6 +57,10 @@ async def set_alias(request: Request, alias: AliasName, body: AliasBody) -> Resp
 @requires(Credential.USER, Scope.VOICES_WRITE)
 async def remove_alias(request: Request, alias: AliasName) -> Response:
     """Remove an alias; its voice stays."""
-    if not await state_of(request).store.remove_alias(alias.strip(), account_id=caller_of(request).account_id):
+    is_removed = False
+    with suppress(InvalidInputError):  # no alias has such a name
+        name, account_id = check_name(alias), caller_of(request).account_id
+        is_removed = await state_of(request).store.remove_alias(name, account_id=account_id)
+    if not is_removed:
         raise NotFoundError("There is no such alias.", hint="`afterwords alias` lists the aliases.")
     return Response(status_code=204)
