@@ -44,6 +44,15 @@ async def sign_in(browser: Browser, key: str) -> str:
     return str(re.findall(r'name="token" value="(\w+)"', page.text)[0])
 
 
+async def test_pages_open_at_the_name_of_the_links(shop: Shop) -> None:
+    async with shop.browser() as browser:
+        for path in ("/v1/signup", "/v1/account?x=1"):
+            other = await browser.get(f"http://localhost:7860{path}", headers=PAGE)
+            assert (other.status_code, other.headers["location"]) == (307, f"{URL}{path}")
+            assert (await browser.get(path, headers=PAGE)).status_code == 200
+        assert (await browser.get("http://localhost:7861/v1/signup", headers=PAGE)).status_code == 200
+
+
 async def test_key_is_shown_once_to_the_browser_that_paid(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with shop.browser() as browser, shop.browser() as other:

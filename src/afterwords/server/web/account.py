@@ -17,7 +17,7 @@ from afterwords.server.records import Scope
 from afterwords.server.routes.billing import billing_of, start_checkout
 from afterwords.server.routes.responses import base_url, caller_of, context_of, state_of
 from afterwords.server.routes.schemas import NewKeyBody
-from afterwords.server.web.pages import format_date, page, read_form, redirect, render, set_session
+from afterwords.server.web.pages import at_own_name, format_date, page, read_form, redirect, render, set_session
 
 router = APIRouter(include_in_schema=False)
 OVERLAPS: Final = {0: "now", 3600: "in an hour", 86_400: "in a day"}
@@ -38,6 +38,8 @@ async def account(request: Request) -> Response:
     state = state_of(request)
     caller = await state.authenticator.find_session(context_of(request).headers.get(b"cookie", ()))
     if caller is None:
+        if elsewhere := at_own_name(request):
+            return elsewhere
         if request.headers.get("sec-fetch-site") == "cross-site":  # the browser withholds the cookie: open it again
             return await render(request, "reload.html")
         return await render(request, "sign_in.html", error=None)

@@ -15,7 +15,16 @@ from afterwords.server.routes.responses import context_of, errors, json_response
 from afterwords.server.routes.schemas import CheckoutBody, CheckoutReady, CheckoutStarted
 from afterwords.server.routing import FORM, parse_body
 from afterwords.server.web.account import show_key
-from afterwords.server.web.pages import PAGE, accepts_page, check_origin, page, plans_for_sale, read_form, render
+from afterwords.server.web.pages import (
+    PAGE,
+    accepts_page,
+    at_own_name,
+    check_origin,
+    page,
+    plans_for_sale,
+    read_form,
+    render,
+)
 
 router = APIRouter(tags=["billing"])
 
@@ -41,7 +50,7 @@ Token = Annotated[str, Query(max_length=200, description="From the URL of the pa
 @page(Credential.PUBLIC)
 async def signup(request: Request) -> Response:
     """Show the form that begins a checkout."""
-    return await _signup_page(request)
+    return at_own_name(request) or await _signup_page(request)
 
 
 @router.post(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from afterwords.errors import AfterwordsError, InvalidRequestError
 from afterwords.server.auth import SESSION_COOKIE, SESSION_S, Credential, requires
@@ -23,7 +23,7 @@ from afterwords.server.routes.reference import BASE_STYLE
 from afterwords.server.routes.responses import context_of, state_of
 from afterwords.server.routing import error_response
 from afterwords.server.services.signing import form_token
-from afterwords.server.settings import Plan
+from afterwords.server.settings import LOCAL_NAMES, Plan
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -77,6 +77,18 @@ async def error_page(request: Request, error: AfterwordsError) -> Response:
 def redirect(location: str) -> Response:
     """Return a redirect to a page after a form: a path relative to the form's, or a URL."""
     return Response(status_code=303, headers={"Location": location, "Cache-Control": "no-store"})
+
+
+def at_own_name(request: Request) -> Response | None:
+    """Return a redirect if a page of this machine was opened by another of its names: to browsers, they are two sites.
+
+    Links and the pages of Stripe lead to the server's own name, where a cookie of the other one is missing.
+    """
+    here, own = urlsplit(f"//{request.headers.get('host', '')}"), urlsplit(state_of(request).settings.base_url)
+    is_other_name = here.hostname != own.hostname and {here.hostname, own.hostname} <= LOCAL_NAMES
+    if not is_other_name or here.port != own.port:
+        return None
+    return RedirectResponse(str(request.url.replace(scheme=own.scheme, netloc=own.netloc)), 307)
 
 
 def set_session(request: Request, response: Response, session: str) -> None:
