@@ -138,6 +138,7 @@ async def test_migrations_keep_and_count_existing_rows(world: World, folder: Pat
             DROP TABLE checkouts;
             DROP TABLE stripe_events;
             DROP TABLE meter_batches;
+            DROP TABLE aliases;
             CREATE TABLE old_usage (
                 spending_id VARCHAR(36) NOT NULL,
                 period VARCHAR(7) NOT NULL,
