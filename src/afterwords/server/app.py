@@ -18,7 +18,7 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.faces import openai
+from afterwords.server.faces import elevenlabs, openai
 from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
@@ -32,11 +32,9 @@ SCHEMES: Final = {
     "admin": "The admin secret, `AFTERWORDS_ADMIN_SECRET`.",
     "worker": "The token of the attempt, or the secret that all workers share, `AFTERWORDS_CALLBACK_SECRET`.",
 }
-STRIPE_SCHEME: Final = {
-    "type": "apiKey",
-    "in": "header",
-    "name": "Stripe-Signature",
-    "description": "Stripe's signature of the body, with `AFTERWORDS_STRIPE_WEBHOOK_SECRET`.",
+HEADER_SCHEMES: Final = {
+    "stripe": ("Stripe-Signature", "Stripe's signature of the body, with `AFTERWORDS_STRIPE_WEBHOOK_SECRET`."),
+    "xi_key": ("xi-api-key", "An API key: `aw_…`."),
 }
 REQUEST_HEADERS: Final = (
     "Authorization",
@@ -47,6 +45,7 @@ REQUEST_HEADERS: Final = (
     "Range",
     "X-Content-SHA256",
     "X-Synthesis-Time-Ms",
+    "xi-api-key",
 )
 """Request headers that a page of another origin may send."""
 RESPONSE_HEADERS: Final = (
@@ -58,6 +57,7 @@ RESPONSE_HEADERS: Final = (
     "RateLimit-Limit",
     "RateLimit-Remaining",
     "RateLimit-Reset",
+    "Request-Id",
     "Retry-After",
     "X-Backend",
     "X-Cache",
@@ -73,6 +73,7 @@ RESPONSE_HEADERS: Final = (
 SECURITY: Final = {
     Credential.PUBLIC: (),
     Credential.USER: ("key",),
+    Credential.XI_USER: ("xi_key", "key"),
     Credential.LIST: ("key",),
     Credential.SESSION: (),
     Credential.ADMIN: ("admin",),
@@ -146,22 +147,36 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         pass
 
     ServerRoute.lifetime = lifetime
-    for part in (speech, health, openai, voices, aliases, keys, billing, checkout, workers, metrics, account):
+    for part in (
+        speech,
+        health,
+        openai,
+        elevenlabs,
+        voices,
+        aliases,
+        keys,
+        billing,
+        checkout,
+        workers,
+        metrics,
+        account,
+    ):
         for route in part.router.routes:
             assert isinstance(route, APIRoute)
             required: Requirements = route.endpoint.requirements  # type: ignore[attr-defined]
+            responses = {
+                **(COMMON if required.credential is not Credential.PUBLIC else {}),
+                **(SUSPENDED if "key" in SECURITY[required.credential] else {}),
+                **(FORBIDDEN if required.scope else {}),
+                **route.responses,
+            }
             to.add_api_route(
                 route.path,
                 route.endpoint,
                 methods=route.methods,
                 status_code=route.status_code,
                 tags=route.tags,
-                responses={
-                    **(COMMON if required.credential is not Credential.PUBLIC else {}),
-                    **(SUSPENDED if "key" in SECURITY[required.credential] else {}),
-                    **(FORBIDDEN if required.scope else {}),
-                    **route.responses,
-                },
+                responses=elevenlabs.with_error_shape(responses) if part is elevenlabs else responses,
                 openapi_extra=route.openapi_extra,
                 include_in_schema=route.include_in_schema,
                 route_class_override=ServerRoute,
@@ -248,7 +263,10 @@ class AfterwordsApp(FastAPI):
             components = document["components"]
             components["securitySchemes"] = {
                 name: {"type": "http", "scheme": "bearer", "description": text} for name, text in SCHEMES.items()
-            } | {"stripe": STRIPE_SCHEME}
+            } | {
+                name: {"type": "apiKey", "in": "header", "name": header, "description": text}
+                for name, (header, text) in HEADER_SCHEMES.items()
+            }
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422, which we never send
                 components["schemas"].pop(name, None)
             for route in self.routes:
@@ -259,7 +277,7 @@ class AfterwordsApp(FastAPI):
                 for method in route.methods or ():
                     operation = document["paths"][route.path_format][method.lower()]
                     operation["security"] = [
-                        {name: scopes if name == "key" else []} for name in SECURITY[required.credential]
+                        {name: scopes if name in ("key", "xi_key") else []} for name in SECURITY[required.credential]
                     ]
                     if "HTTPValidationError" in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]

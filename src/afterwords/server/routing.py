@@ -40,7 +40,7 @@ from afterwords.errors import (
 )
 from afterwords.models import parse_id
 from afterwords.server.app_state import ServerState
-from afterwords.server.auth import OPEN, Identity, RequestTask, Requirements
+from afterwords.server.auth import OPEN, Credential, Identity, RequestTask, Requirements
 from afterwords.server.metrics import known_method
 from afterwords.server.records import ACTOR, Actor
 from afterwords.server.records import Scope as KeyScope
@@ -247,16 +247,26 @@ def parse_body(kind: type[M], content: bytes, request: Request) -> M:
     Raises:
         AfterwordsError: It is neither JSON nor a form, or a field is invalid.
     """
-    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        return parse_fields(kind, _parse_json(content) if _is_json(request) else None, request)
     try:
-        if is_form:
-            return kind.model_validate(dict(parse_qsl(content.decode(errors="replace"), max_num_fields=FIELDS_MAX)))
-        return kind.model_validate(_parse_json(content) if _is_json(request) else None)
+        fields = parse_qsl(content.decode(errors="replace"), max_num_fields=FIELDS_MAX)
+    except ValueError:
+        raise InvalidRequestError.invalid_form(f"it has more than {FIELDS_MAX} fields") from None
+    return parse_fields(kind, dict(fields), request)
+
+
+def parse_fields(kind: type[M], fields: Any, request: Request) -> M:
+    """Return the fields of a body or form as a model.
+
+    Raises:
+        AfterwordsError: A field is invalid.
+    """
+    try:
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _validation_error({**first, "loc": ("body", *first["loc"])}, request) from None
-    except ValueError:
-        raise InvalidRequestError.invalid_form(f"it has more than {FIELDS_MAX} fields") from None
 
 
 def _is_json(request: Request) -> bool:
@@ -335,9 +345,12 @@ class RequestContext:
         assert self.state is not None
         authenticator = self.state.authenticator
         self.check_host()
+        authorization = self.headers.get(b"authorization", [])
+        if requirements.credential is Credential.XI_USER and (keys := self.headers.get(b"xi-api-key")):
+            authorization = [b"Bearer " + key for key in keys]
         self.identity = await authenticator.authenticate(
             requirements,
-            self.headers.get(b"authorization", []),
+            authorization,
             self.scope["path_params"].get("job_id", "").lower(),
             peer=(self.scope.get("client") or ("",))[0],
             forwarded=self.headers.get(b"x-forwarded-for", ()),
@@ -465,6 +478,11 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
         "param": error.param,
         "request_id": request_id,
     }
+    return JSONResponse({"error": body}, status, headers=error_headers(error))
+
+
+def error_headers(error: AfterwordsError) -> dict[str, str]:
+    """Return the headers of the response for an error."""
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -476,9 +494,9 @@ def error_response(error: AfterwordsError, request_id: str) -> Response:
         }
     if isinstance(error, QuotaExceededError):  # openai's clients would try twice more
         headers["X-Should-Retry"] = "false"
-    if status == 401:
+    if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": body}, status, headers={**headers, **error.headers})
+    return {**headers, **error.headers}
 
 
 def unrouted_response(error: AfterwordsError) -> Response:

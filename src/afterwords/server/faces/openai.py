@@ -45,7 +45,7 @@ PCM_RATE: Final = 24_000
 """Sample rate of `pcm` in Hz, which has no header that could state another."""
 MODELS: Final = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Models of OpenAI, which stand for the backend of the voice; ids with a date do, too."""
-_MODEL: Final = re.compile(rf"({'|'.join(MODELS)})(-[0-9-]{{4,10}})?")
+MODEL: Final = re.compile(rf"({'|'.join(MODELS)})(-[0-9-]{{4,10}})?")
 _LANGUAGES: Final = {
     **{"english": "en", "chinese": "zh", "japanese": "ja", "korean": "ko", "spanish": "es"},
     **{"french": "fr", "german": "de", "italian": "it", "portuguese": "pt", "russian": "ru"},
@@ -152,7 +152,7 @@ def _find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
     Raises:
         NotFoundError: There is no such model.
     """
-    if model is None or _MODEL.fullmatch(model):
+    if model is None or MODEL.fullmatch(model):
         return None
     if model not in backends:
         names = ", ".join((*backends, *MODELS))

@@ -40,7 +40,7 @@ async def list_aliases(request: Request) -> Response:
 )
 @requires(Credential.USER, Scope.VOICES_WRITE)
 async def set_alias(request: Request, alias: AliasName, body: AliasBody) -> Response:
-    """Add or change an alias: another name of a voice on the OpenAI API. It ends with its voice."""
+    """Add or change an alias: another name of a voice on the APIs of OpenAI and ElevenLabs. It ends with its voice."""
     store, caller = state_of(request).store, caller_of(request)
     alias = check_name(alias)
     if parse_id(alias):

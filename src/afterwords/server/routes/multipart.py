@@ -1,4 +1,4 @@
-"""Multipart forms with one file, parsed while they arrive.
+"""Multipart forms with one file, or of which one is used, parsed while they arrive.
 
 Starlette's form parser limits the number of parts and not their bytes, and raises errors of its own. Here every limit
 is in bytes, and every error is one of the API.
@@ -44,16 +44,23 @@ class Form:
 
 
 async def read_form(
-    request: Request, file: BinaryIO, *, max_file_bytes: int, file_field: str, fields: Collection[str]
+    request: Request,
+    file: BinaryIO,
+    *,
+    max_file_bytes: int,
+    file_field: str,
+    fields: Collection[str],
+    has_more_files: bool = False,
 ) -> Form:
     """Read a multipart form with some text fields and one file; other text fields are ignored.
 
     Args:
         request: A request whose body was not read yet.
         file: An empty file, to which the content of the form's file is written.
-        max_file_bytes: Limit of the file.
+        max_file_bytes: Limit of the file, or of all files together.
         file_field: Name of the file's field; its filename is ignored.
         fields: Names of text fields.
+        has_more_files: Whether the field may have several files, of which only the first is written.
 
     Raises:
         InvalidRequestError: The body is not a valid form, incomplete, or too large without the file; a file is in
@@ -68,7 +75,7 @@ async def read_form(
         raise InvalidRequestError.invalid_form(why="its content type is not multipart/form-data")
     if not (boundary := options.get(b"boundary")):
         raise InvalidRequestError.invalid_form(why="its content type names no boundary")
-    reader = _FormReader(file, file_field, fields, max_file_bytes)
+    reader = _FormReader(file, file_field, fields, max_file_bytes, has_more_files)
     try:
         parser = MultipartParser(
             boundary, cast("MultipartCallbacks", {name: getattr(reader, name) for name in _EVENTS})
@@ -104,7 +111,9 @@ class _Part:
 class _FormReader:
     """Collects a form; the methods `on_…` are the callbacks of the parser."""
 
-    def __init__(self, file: BinaryIO, file_field: str, fields: Collection[str], max_file_bytes: int) -> None:
+    def __init__(
+        self, file: BinaryIO, file_field: str, fields: Collection[str], max_file_bytes: int, has_more_files: bool
+    ) -> None:
         self.texts: dict[str, BytesIO] = {}
         self.has_file = self.is_complete = False
         self.content_type: str | None = None
@@ -112,6 +121,7 @@ class _FormReader:
         self._file_field = file_field
         self._text_fields = frozenset(fields)
         self._max_file_bytes = max_file_bytes
+        self._has_more_files = has_more_files
         self._part = _Part()
         self._n_parts = self._n_read = self._n_file = 0  # the latter two in bytes
 
@@ -174,6 +184,9 @@ class _FormReader:
                     code="bad_content_type",
                     hint=f"send {', '.join(AUDIO_TYPES)}.",
                 )
+            if self.has_file and self._has_more_files:
+                self._part.name = name
+                return
             self.content_type = content_type or None
         elif name not in self._text_fields:
             if b"filename" in options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from difflib import get_close_matches
@@ -51,6 +51,7 @@ class VoiceFields:
     ref_text: str | None = field(default=None, repr=False)
     family: str | None = None
     consent: ConsentKind | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class VoiceService:
             ref_text=_check_transcript(fields.ref_text),
             family=check_name(fields.family) if fields.family and fields.family.strip() else None,
             consent=fields.consent,
+            metadata=_check_metadata(fields.metadata),
         )
         backend, lang = self.catalog.for_voice(fields.backend, fields.lang)
         body = json.dumps(astuple(fields)).encode()
@@ -102,6 +104,7 @@ class VoiceService:
             ref_text=fields.ref_text,
             family=fields.family,
             consent=consent,
+            metadata=fields.metadata,
         )
 
     async def import_bundle(self, caller: Caller, data: bytes, *, idempotency_key: str | None = None) -> StoredVoice:
@@ -164,23 +167,13 @@ class VoiceService:
         voice_id, backend, lang = before.voice_id, changes.backend, changes.lang
         if backend is not None or lang is not None:
             backend, lang = self.catalog.for_speech(backend, lang, voice_backend=before.backend, voice_lang=before.lang)
-        if changes.metadata is not None:
-            try:
-                plain = json.dumps(changes.metadata, ensure_ascii=False, allow_nan=False)
-            except ValueError:
-                raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
-            if holds_nul(plain):  # a bundle can't contain one either
-                raise InvalidRequestError.invalid_field("metadata", rule="it must not contain NUL characters")
-            if len(plain.encode()) > METADATA_MAX_BYTES:
-                rule = f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
-                raise InvalidRequestError.invalid_field("metadata", rule=rule)
         changes = VoiceChanges(
             name=None if changes.name is None else check_name(changes.name),
             backend=backend,
             lang=lang,
             ref_text=None if changes.ref_text is None else check_text(changes.ref_text),
             family=None if changes.family is None else check_name(changes.family),
-            metadata=changes.metadata,
+            metadata=None if changes.metadata is None else _check_metadata(changes.metadata),
         )
         prepare = (backend or before.backend) in self.catalog.prepares
         keeps_prompts = lang in (None, before.lang) and changes.ref_text in (None, before.ref_text)
@@ -370,6 +363,19 @@ def as_voice(stored: StoredVoice) -> Voice:
 
 def _check_transcript(text: str | None) -> str | None:
     return check_text(text) if text and text.strip() else None
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        plain = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
+    if holds_nul(plain):  # a bundle can't contain one either
+        raise InvalidRequestError.invalid_field("metadata", rule="it must not contain NUL characters")
+    if len(plain.encode()) > METADATA_MAX_BYTES:
+        rule = f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
+        raise InvalidRequestError.invalid_field("metadata", rule=rule)
+    return metadata
 
 
 def _idempotency(caller: Caller, key: str | None, *parts: bytes) -> Idempotency | None:

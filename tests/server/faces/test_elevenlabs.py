@@ -1,0 +1,274 @@
+"""ElevenLabs' API: the official client, and what other clients send, against a real server process."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from elevenlabs import AsyncElevenLabs, ElevenLabs, VoiceSettings
+from elevenlabs.core.api_error import ApiError
+from elevenlabs.errors import UnprocessableEntityError
+
+from afterwords.audio.wav import Samples
+from afterwords.server.faces.elevenlabs import FORMATS
+from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
+
+REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("elevenlabs_requests.json").read_text())
+SECONDS_PER_CHARACTER = 0.06
+SLOW = "fault-slow " + "and so on, " * 100
+SPEECH = "/elevenlabs/v1/text-to-speech"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("elevenlabs") / "home") as server:
+        with server.client() as client:
+            register(client, name="me")
+            assert client.put("/v1/aliases/rachel", json={"voice": "me"}).status_code == 200
+        yield server
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@contextmanager
+def connect(served: Served, key: str | None = None) -> Iterator[ElevenLabs]:
+    """Yield the official client; it closes no connections by itself."""
+    with httpx.Client(timeout=60, trust_env=False) as http:
+        yield ElevenLabs(base_url=f"{served.url}/elevenlabs", api_key=key or served.key, httpx_client=http)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[ElevenLabs]:
+    with connect(served) as client:
+        yield client
+
+
+def decode(data: bytes, output_format: str) -> tuple[Samples, int]:
+    """Decode, as a player does that trusts the name of the format where there is no header."""
+    codec, rate = output_format.split("_")[:2]
+    if codec == "pcm":
+        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768), int(rate)
+    if codec in ("ulaw", "alaw"):
+        options: dict[str, Any] = {"format": "RAW", "subtype": codec.upper(), "samplerate": int(rate), "channels": 1}
+        samples: Samples = soundfile.read(io.BytesIO(data), dtype="float32", **options)[0]
+        return samples, int(rate)
+    with av.open(io.BytesIO(data), "r") as container:
+        frames = list(container.decode(audio=0))
+    parts = [frame.to_ndarray().reshape(-1).astype(np.float32) for frame in frames]
+    scale = 1 / 32768 if frames[0].format.name.startswith("s16") else 1
+    return np.concatenate(parts) * np.float32(scale), frames[0].sample_rate
+
+
+def check_tone(data: bytes, output_format: str, text: str, *, speed: float = 1) -> None:
+    """Check sample rate, length and level of what the engine `tone` says."""
+    samples, rate = decode(data, output_format)
+    assert rate == int(output_format.split("_")[1])
+    assert len(samples) / rate == pytest.approx(SECONDS_PER_CHARACTER * len(text) / speed, abs=3 * 1152 / rate)
+    assert np.abs(samples[len(samples) // 3 : len(samples) // 2]).max() == pytest.approx(0.2, abs=0.03)
+
+
+# -- the official client --------------------------------------------------------------------------------------
+
+
+def test_client_speaks_whole_and_streamed(client: ElevenLabs) -> None:
+    text = "Spoken by the client."
+    whole = b"".join(client.text_to_speech.convert("me", text=text, model_id="eleven_multilingual_v2"))
+    check_tone(whole, "mp3_44100_128", text)
+    assert whole[:2] == b"\xff\xfb"  # a frame, no tag
+    text = "Streamed to the client."
+    streamed = client.text_to_speech.stream("rachel", text=text, output_format="wav_16000", language_code="en")
+    check_tone(b"".join(streamed), "wav_16000", text)
+    text = "This is said faster than usual, by a half."
+    fast = client.text_to_speech.convert(
+        "me",
+        text=text,
+        output_format="pcm_24000",
+        seed=7,
+        voice_settings=VoiceSettings(stability=0.3, speed=1.5),
+    )
+    check_tone(b"".join(fast), "pcm_24000", text, speed=1.5)
+
+
+@pytest.mark.anyio
+async def test_asynchronous_client_speaks(served: Served) -> None:
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        client = AsyncElevenLabs(base_url=f"{served.url}/elevenlabs", api_key=served.key, httpx_client=http)
+        for speak in (client.text_to_speech.convert, client.text_to_speech.stream):
+            text = f"Asynchronously, by {speak.__name__}."
+            data = b"".join([chunk async for chunk in speak("me", text=text, output_format="pcm_16000")])
+            check_tone(data, "pcm_16000", text)
+        assert [voice.name for voice in (await client.voices.search(search="ME")).voices] == ["me"]
+        with pytest.raises(ApiError, match="the nearest: me"):
+            [chunk async for chunk in client.text_to_speech.stream("mee", text="Hello.")]
+
+
+def test_audio_arrives_before_the_end_of_the_synthesis(client: ElevenLabs, http: httpx.Client) -> None:
+    with client.text_to_speech.with_raw_response.stream("me", text=SLOW, output_format="pcm_24000") as answer:
+        first = next(answer.data)
+        job_id = answer.headers["x-job-id"]
+        assert first
+        assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "pending"
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    wait_until(lambda: http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled", what="the cancellation")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "message"),
+    [
+        ({"voice_id": "mee"}, 404, "voice_not_found", "the nearest: me"),
+        ({"model_id": "eleven_v3"}, 404, "model_not_found", "available: tone, eleven_multilingual_v2"),
+        ({"model_id": "whisper"}, 404, "model_not_found", "available: tone, eleven_multilingual_v2"),
+        ({"text": ""}, 422, "empty_text", "text"),
+        ({"output_format": "mp3_44100_100"}, 422, "invalid_field", "output_format.*mp3_44100_128"),
+        ({"voice_settings": VoiceSettings(speed=9)}, 422, "invalid_field", "voice_settings.speed"),
+        ({"language_code": "xx"}, 422, "unsupported_lang", "language"),
+    ],
+)
+def test_refusal_is_the_right_exception(
+    client: ElevenLabs, fields: dict[str, Any], status: int, code: str, message: str
+) -> None:
+    kind = UnprocessableEntityError if status == 422 else ApiError
+    with pytest.raises(kind, match=message) as caught:
+        list(client.text_to_speech.convert(**{"voice_id": "me", "text": "Hello.", **fields}))
+    detail, error = caught.value.body["detail"], caught.value.body["error"]
+    assert (caught.value.status_code, detail["status"], error["code"]) == (status, code, status)
+    assert detail["message"] == error["message"]
+    headers = caught.value.headers or {}
+    assert detail["request_id"] == headers["request-id"] == headers["x-request-id"]
+
+
+def test_missing_text_is_unprocessable(http: httpx.Client) -> None:
+    answer = http.post(f"{SPEECH}/me", json={})
+    assert (answer.status_code, answer.json()["detail"]["status"]) == (422, "missing_field")
+
+
+def test_used_up_quota_has_no_long_wait(served: Served) -> None:
+    key = served.new_key(character_limit=5)
+    with served.client(key) as http:
+        register(http, name="me")
+    with connect(served, key) as client, pytest.raises(ApiError) as caught:
+        list(client.text_to_speech.convert("me", text="More than five characters."))
+    assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (429, "quota_exceeded")
+    assert "retry-after" not in (caught.value.headers or {})
+
+
+def test_failure_in_the_middle_breaks_the_connection(client: ElevenLabs) -> None:
+    text = "This text fails after its beginning: fault-fail"
+    with pytest.raises(httpx.RemoteProtocolError):
+        list(client.text_to_speech.stream("me", text=text, output_format="pcm_24000"))
+
+
+def test_key_is_taken_from_either_header_here_only(served: Served) -> None:
+    with connect(served, "unknown") as client, pytest.raises(ApiError) as caught:
+        client.voices.get_all()
+    assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (401, "invalid_api_key")
+    with httpx.Client(base_url=served.url, trust_env=False) as bare:
+        xi, bearer = {"xi-api-key": served.key}, {"Authorization": f"Bearer {served.key}"}
+        assert bare.get("/elevenlabs/v1/voices", headers=xi).status_code == 200
+        assert bare.get("/elevenlabs/v1/voices", headers=bearer).status_code == 200
+        assert bare.get("/elevenlabs/v1/voices", headers={**bearer, "xi-api-key": "unknown"}).status_code == 401
+        assert bare.get("/elevenlabs/v1/voices").status_code == 401
+        assert bare.get("/v1/voices", headers=xi).status_code == 401
+
+
+# -- what clients send ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", REQUESTS, ids=[sent["client"] for sent in REQUESTS])
+def test_recorded_request_is_spoken(served: Served, sent: dict[str, Any]) -> None:
+    headers = {"xi-api-key": served.key, **sent["headers"]}
+    url = f"{served.url}{SPEECH}/me{sent['path']}"
+    answer = httpx.post(url, json=sent["body"], headers=headers, trust_env=False)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, sent["media_type"])
+    assert len(answer.content) > 1000
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_each_format_is_what_its_name_says(http: httpx.Client, output_format: str) -> None:
+    text = "This is said once, and then read from the cache."
+    answer = http.post(f"{SPEECH}/me", params={"output_format": output_format}, json={"text": text})
+    check_tone(answer.content, output_format, text)
+    if job_id := answer.headers.get("x-job-id"):
+        wait_for_job(http, job_id)
+
+
+# -- voices and models ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(served: Served) -> str:
+    """Return the key of an account of its own."""
+    return served.new_key()
+
+
+@pytest.fixture
+def own(served: Served, key: str) -> Iterator[ElevenLabs]:
+    with connect(served, key) as client:
+        yield client
+
+
+def test_voice_is_cloned_changed_and_deleted(served: Served, key: str, own: ElevenLabs) -> None:
+    files = [("me.wav", RECORDING, "audio/wav"), ("more.wav", b"not a recording", "audio/wav")]
+    added = own.voices.ivc.create(
+        name="Anna",
+        files=files,
+        description="A test.",
+        labels={"accent": "none", "language": "de"},
+        request_options={"additional_body_parameters": {"consent": "self"}},
+    )
+    assert added.requires_verification is False
+    voice = own.voices.get(added.voice_id)
+    assert (voice.name, voice.category, voice.description) == ("Anna", "cloned", "A test.")
+    assert voice.labels == {"accent": "none", "language": "de"}
+    with served.client(key) as http:
+        native = http.get(f"/v1/voices/{added.voice_id}").json()
+    assert (native["lang"], native["consent"]["kind"]) == ("de", "self")
+
+    assert own.voices.update(added.voice_id, name="Berta", labels={"accent": "some"}).status == "ok"
+    voice = own.voices.get("Berta")
+    assert (voice.voice_id, voice.description) == (added.voice_id, "A test.")
+    assert voice.labels == {"accent": "some", "language": "de"}
+    with pytest.raises(UnprocessableEntityError, match="add another voice"):
+        own.voices.update(added.voice_id, name="Berta", files=files)
+    assert own.voices.settings.get(added.voice_id) == own.voices.settings.get_default()
+
+    assert own.voices.delete(added.voice_id).status == "ok"
+    assert own.voices.get_all().voices == []
+    with pytest.raises(UnprocessableEntityError) as caught:
+        own.voices.ivc.create(name="Anna", files=[])
+    assert caught.value.body["detail"]["param"] == "files"
+
+
+def test_voices_are_found_sorted_and_paged(served: Served, key: str, own: ElevenLabs) -> None:
+    with served.client(key) as http:
+        ids = {name: register(http, name=name) for name in ("beta", "Alpha", "gamma", "delta")}
+    assert [voice.voice_id for voice in own.voices.get_all().voices] == [*ids.values()]
+    first = own.voices.search(page_size=3, sort="name", sort_direction="asc")
+    assert [voice.name for voice in first.voices] == ["Alpha", "beta", "delta"]
+    assert (first.has_more, first.total_count) == (True, 4)
+    last = own.voices.search(page_size=3, sort="name", sort_direction="asc", next_page_token=first.next_page_token)
+    assert ([voice.name for voice in last.voices], last.has_more, last.next_page_token) == (["gamma"], False, None)
+    assert [voice.name for voice in own.voices.search().voices] == ["delta", "gamma", "Alpha", "beta"]
+    assert [voice.name for voice in own.voices.search(search="ALPH").voices] == ["Alpha"]
+    assert own.voices.search(category="premade").voices == []
+
+
+def test_models_are_the_backends_and_those_of_elevenlabs(client: ElevenLabs) -> None:
+    models = {model.model_id: model for model in client.models.list()}
+    assert [*models] == ["tone", "eleven_multilingual_v2", "eleven_turbo_v2_5", "eleven_flash_v2_5"]
+    assert models["tone"].maximum_text_length_per_request == 5_000
+    assert "en" in [language.language_id for language in models["eleven_flash_v2_5"].languages or []]
