@@ -8,6 +8,7 @@ import platform
 from benchmarks import (
     calls,
     client,
+    first_audio,
     likeness,
     ray_cluster,
     server,
@@ -26,6 +27,7 @@ def main() -> None:
     tables = {
         "Start-up": startup,
         "Server": server,
+        "First audio": first_audio,
         "Accounts": tenants,
         "Large databases": volume,
         "Several servers": servers,
