@@ -14,7 +14,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from afterwords.audio.wav import canonical_wav
 from afterwords.server import create_app
@@ -30,6 +32,7 @@ CALLBACK_SECRET: Final = "a-callback-secret-that-workers-share"
 UNKNOWN_ID: Final = "00000000-0000-4000-8000-000000000000"
 WAV: Final = canonical_wav(tone(5), RATE)
 ROUTES: Final = [route for route in create_app().routes if isinstance(route, APIRoute)]
+SOCKETS: Final = [route for route in create_app().routes if isinstance(route, APIWebSocketRoute)]
 CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
 WORKERS: Final = (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN)
 PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json", "/docs"}
@@ -89,8 +92,26 @@ def without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], str
 
 
 def test_every_route_declares_its_requirements() -> None:
-    assert all(isinstance(route, ApiRoute) for route in create_app().routes)
+    assert len(ROUTES) + len(SOCKETS) == len(create_app().routes)
+    assert all(isinstance(route, ApiRoute) for route in ROUTES)
+    needed = {socket.endpoint.requirements for socket in SOCKETS}  # type: ignore[attr-defined]
+    assert needed == {Requirements(Credential.USER, Scope.SYNTHESIZE)}
     assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC | LOCAL
+
+
+@pytest.mark.parametrize("path", [socket.path for socket in SOCKETS])
+def test_socket_accepts_only_keys(served: Served, path: str) -> None:
+    for secret in ("", "aw_" + "a" * 43, ADMIN_SECRET, CALLBACK_SECRET):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(
+                served.url.replace("http", "ws", 1) + path,
+                additional_headers={"Authorization": f"Bearer {secret}"},
+                proxy=None,
+            ),
+        ):
+            pass
+        assert refused.value.response.status_code == 401
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)

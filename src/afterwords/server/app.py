@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,12 +18,13 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.faces import elevenlabs, openai
+from afterwords.server.faces import elevenlabs, openai, openai_socket
 from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
 from afterwords.server.routing import ApiRoute, Lifetime, unrouted_response
 from afterwords.server.settings import Settings, load_settings
+from afterwords.server.sockets import make_endpoint
 from afterwords.server.web import account, checkout
 
 DESCRIPTION: Final = "Register a voice once and speak with it from anywhere."
@@ -181,6 +182,8 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
                 include_in_schema=route.include_in_schema,
                 route_class_override=ServerRoute,
             )
+    for path, socket in openai_socket.SOCKETS.items():
+        to.add_api_websocket_route(path, make_endpoint(path, socket, lifetime))
     return ServerRoute
 
 
@@ -245,7 +248,7 @@ class AfterwordsApp(FastAPI):
         is_extended = (
             self.user_middleware
             or self.exception_handlers.keys() - FastAPI().exception_handlers.keys()
-            or not all(isinstance(route, ApiRoute) for route in self.routes)
+            or not all(isinstance(route, ApiRoute | APIWebSocketRoute) for route in self.routes)
         )
         if is_extended:
             return super().build_middleware_stack()

@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from afterwords.errors import (
     AfterwordsError,
@@ -38,6 +39,7 @@ from afterwords.server.routing import Lifetime, unrouted_response
 from afterwords.server.services.home import HomeVoices
 from afterwords.server.services.keys import KeyService, MintedKey
 from afterwords.server.settings import Settings
+from afterwords.server.sockets import MESSAGE_MAX_BYTES
 from afterwords.server.tracing import check_installed
 
 log = logging.getLogger("afterwords.server")
@@ -103,7 +105,10 @@ def serve(
             n_connections=n_connections,
             backlog=BACKLOG,
             http=_Protocol,
-            ws="none",
+            ws=_SocketProtocol,
+            ws_max_size=MESSAGE_MAX_BYTES,
+            ws_ping_timeout=settings.write_timeout_s,
+            ws_per_message_deflate=False,  # audio does not get smaller
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -463,6 +468,15 @@ class _Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _SocketProtocol(WebSocketsSansIOProtocol):
+    """WebSockets. They count as connections, and a client that answers no ping in `write_timeout_s` is disconnected."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # otherwise uvicorn logs a refusal as an error of the application
 
 
 EXIT_BY_SIGNAL: Final[dict[int | None, int]] = {signal.SIGINT: 130}

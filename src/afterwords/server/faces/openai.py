@@ -46,7 +46,7 @@ PCM_RATE: Final = 24_000
 MODELS: Final = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Models of OpenAI, which stand for the backend of the voice; ids with a date do, too."""
 MODEL: Final = re.compile(rf"({'|'.join(MODELS)})(-[0-9-]{{4,10}})?")
-_LANGUAGES: Final = {
+LANGUAGES: Final = {
     **{"english": "en", "chinese": "zh", "japanese": "ja", "korean": "ko", "spanish": "es"},
     **{"french": "fr", "german": "de", "italian": "it", "portuguese": "pt", "russian": "ru"},
 }
@@ -119,8 +119,8 @@ async def create_speech(request: Request, body: SpeechBody) -> Response:
     options = SynthesisRequest(
         voice_id=(await find_speaker(state.store, caller, name)).voice_id,
         text=body.input,
-        lang=None if language == "auto" else _LANGUAGES.get(language, language),
-        backend=_find_backend(body.model, state.dispatcher.backends),
+        lang=None if language == "auto" else LANGUAGES.get(language, language),
+        backend=find_backend(body.model, state.dispatcher.backends),
         speed=1.0 if body.speed is None else body.speed,
         seed=body.seed,
     )
@@ -146,7 +146,7 @@ def _encoding_of(body: SpeechBody) -> Encoding:
         raise InvalidRequestError.invalid_field("sample_rate", rule=rule) from None
 
 
-def _find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
+def find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
     """Return the backend that a model names; None is that of the voice.
 
     Raises:
@@ -242,7 +242,7 @@ async def list_models(request: Request) -> Response:
 @requires(Credential.LIST)
 async def show_model(request: Request, model: Annotated[str, Path(description="ID of the model.")]) -> Response:
     """Return a model of OpenAI's API."""
-    _find_backend(model, state_of(request).dispatcher.backends)
+    find_backend(model, state_of(request).dispatcher.backends)
     return json_response(OpenAIModel(id=model))
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from afterwords.audio.encoding import Encoding
@@ -37,7 +38,7 @@ STEP_BYTES: Final = 128 * 1024
 """PCM encoded per step: 2.7 s at 24 kHz."""
 FIRST_STEP_BYTES: Final = 8 * 1024
 """PCM encoded in the first step, which a client waits for: 0.17 s at 24 kHz."""
-_HEAD_BYTES: Final = 16 * 1024
+HEAD_BYTES: Final = 16 * 1024
 RANGES_MAX: Final = 16
 LEFT_OUT_MAX: Final = 20
 """Words that X-Left-Out lists at most."""
@@ -149,14 +150,14 @@ async def _follow(
             raise
         tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
         headers = {**job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
-        pcm = _read_stream(request, job, listener)
+        pcm = read_stream(request, job, listener)
         chunks = encode_stream(request, pcm, sample_rate, encoding, tags if is_tagged else {})
         return _chunked_response(chunks, encoding, headers, wrap, close)
 
     return await while_connected(request.receive, start())
 
 
-async def _read_stream(request: Request, job: StoredJob, listener: Listener) -> AsyncGenerator[bytes, None]:
+async def read_stream(request: HTTPConnection, job: StoredJob, listener: Listener) -> AsyncGenerator[bytes, None]:
     """Yield the audio of a stream, and if it ends early although the job is ready, the rest of the stored audio.
 
     The connection of a remote worker may be lost, or its audio be delivered to another server.
@@ -363,7 +364,7 @@ async def _encode(
     """Encode a stored WAV file, with its tags."""
     from afterwords.audio.wav_chunks import read_info, sound_start
 
-    head = BytesIO(await audio.reader.read(0, _HEAD_BYTES))
+    head = BytesIO(await audio.reader.read(0, HEAD_BYTES))
     sample_rate, start = sound_start(head)
     is_first, pcm = True, read_pcm(audio.reader, 0)
     tags = read_info(head) if audio.is_tagged or isinstance(sink, _WholeSink) else {}
@@ -385,14 +386,14 @@ async def read_pcm(audio: BlobReader, position: int) -> AsyncGenerator[bytes, No
     """Yield the PCM of a stored WAV file, from a byte of the PCM to its end."""
     from afterwords.audio.wav_chunks import sound_start
 
-    _, start = sound_start(BytesIO(await audio.read(0, _HEAD_BYTES)))
+    _, start = sound_start(BytesIO(await audio.read(0, HEAD_BYTES)))
     while pcm := await audio.read(start + position, STEP_BYTES):
         yield pcm
         position += len(pcm)
 
 
 async def encode_stream(
-    request: Request,
+    request: HTTPConnection,
     pcm: AsyncIterator[bytes],
     sample_rate: int,
     encoding: Encoding,

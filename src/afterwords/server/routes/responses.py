@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import Header, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel
+from starlette.requests import HTTPConnection
 
 from afterwords.audio.encoding import MEDIA_TYPES
 from afterwords.errors import InvalidRequestError, NotFoundError
@@ -49,22 +50,22 @@ IdempotencyKey = Annotated[
 ]
 
 
-def state_of(request: Request) -> ServerState:
+def state_of(request: HTTPConnection) -> ServerState:
     """Return the server that handles a request."""
     return cast(ServerState, request.scope["state"]["afterwords"])
 
 
-def context_of(request: Request) -> RequestContext:
+def context_of(request: HTTPConnection) -> RequestContext:
     """Return what the route class knows about a request."""
     return cast(RequestContext, request.scope["afterwords.context"])
 
 
-def identity_of(request: Request) -> Identity:
+def identity_of(request: HTTPConnection) -> Identity:
     """Return who sent a request."""
     return cast(Identity, context_of(request).identity)
 
 
-def caller_of(request: Request) -> Caller:
+def caller_of(request: HTTPConnection) -> Caller:
     """Return the user who sent a request to a route that requires one."""
     caller = identity_of(request).caller
     assert caller is not None, "the route requires a user"

@@ -1,0 +1,184 @@
+"""The WebSocket of vLLM-Omni, `/v1/audio/speech/stream`: text in, audio out while the text is still being written."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from afterwords.audio.encoding import Encoding
+from afterwords.errors import AfterwordsError, InvalidRequestError
+from afterwords.models import Seed, SpeechFormat, Speed, now
+from afterwords.provenance import mark_tags
+from afterwords.server.auth import Credential, requires
+from afterwords.server.faces.openai import LANGUAGES, find_backend
+from afterwords.server.records import Scope, StoredVoice
+from afterwords.server.routes.audio import encode_stream
+from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
+from afterwords.server.routes.responses import caller_of, state_of
+from afterwords.server.routes.schemas import RequestBody
+from afterwords.server.services.synthesis import SynthesisRequest
+from afterwords.server.services.voices import find_speaker
+from afterwords.server.sockets import INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
+
+CONFIG_S: Final = 10.0
+"""Time for the first message, `session.config`."""
+IDLE_S: Final = 30.0
+"""Longest time without a message while nothing is spoken."""
+
+
+class SessionConfig(RequestBody):
+    """Parameters of the speech that follows, as vLLM-Omni defines them. Other fields are ignored."""
+
+    voice: str | None = Field(default=None, description="Name, ID or alias of a voice of the account.")
+    speaker: str | None = Field(default=None, description="The same, if `voice` is absent.")
+    model: str | None = Field(default=None, description="A backend, or a model of OpenAI.")
+    response_format: SpeechFormat = Field(default=SpeechFormat.WAV, strict=False, description="Format of the audio.")
+    stream_audio: bool = Field(default=False, description="Send the audio of a unit while it is generated.")
+    split_granularity: Literal["none", "sentence", "clause"] = Field(
+        default="none", description="Units of the text; none: all of it, once `input.done` has come."
+    )
+    speed: Speed = Field(default=1.0, description="Speaking rate, 1 is the voice's own.")
+    language: str | None = Field(default=None, description="Code or English name of the language, or Auto.")
+    seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
+    word_timestamps: bool = Field(default=False, description="Refused: the socket has no timestamps.")
+
+
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def speak_live(socket: Socket) -> None:
+    """Speak texts while they are being written, as vLLM-Omni's WebSocket does."""
+    await check_quota(socket)
+    await socket.accept()
+    session = _Session(socket)
+    try:
+        await run_until_first(session.receive(), session.speak())
+        await socket.end()
+    except (AfterwordsError, ClientDisconnect) as error:
+        if isinstance(error, ClientDisconnect):
+            raise
+        partial = {"partial_audio": True, "action": "discard"} if session.is_within_unit else {}
+        await socket.send_message({"type": "error", "message": error.message, "code": error.code, **partial})
+        await socket.end(INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION, error.message)
+
+
+class _Session:
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self._config: SessionConfig | None = None
+        self._voice: StoredVoice | None = None
+        self._reply: LiveReply | None = None  # whose text is being written
+        self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue()
+        self._n_unspoken = 0
+        self.is_within_unit = False
+
+    async def receive(self) -> None:
+        """Receive until the client closes the session.
+
+        Raises:
+            AfterwordsError: A message is invalid, or none came in time.
+        """
+        while True:
+            timeout_s = CONFIG_S if self._config is None else IDLE_S
+            message = await self._socket.receive_message(timeout_s=timeout_s)
+            if message is None:
+                if self._n_unspoken and self._reply is None:
+                    continue
+                why = f"No message came for {timeout_s:g} s."
+                raise InvalidRequestError(
+                    why, code="request_timeout", hint="send input.text, or open a new connection."
+                )
+            kind = message.get("type")
+            if kind == "session.close":
+                return
+            if kind == "session.config" and self._reply is None:
+                await self._configure(message)
+            elif self._config is None or kind not in ("input.text", "input.done"):
+                place = "within an utterance" if self._reply else "here"
+                raise InvalidRequestError.invalid_field("type", rule=f"this message is not expected {place}")
+            else:
+                reply = self._reply = self._reply or self._begin()
+                if kind == "input.done":
+                    reply.end()
+                    self._reply = None
+                elif isinstance(text := message.get("text"), str):
+                    reply.feed(text)
+                else:
+                    raise InvalidRequestError.missing_field("text")
+
+    async def _configure(self, message: dict[str, Any]) -> None:
+        try:
+            config = SessionConfig.model_validate({name: value for name, value in message.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            param = ".".join(str(name) for name in first["loc"])
+            raise InvalidRequestError.invalid_field(param, rule=first["msg"].lower()) from None
+        if config.word_timestamps:
+            raise InvalidRequestError.invalid_field("word_timestamps", rule="the socket has no timestamps")
+        name = config.voice or config.speaker
+        if name is None:
+            raise InvalidRequestError.missing_field("voice")
+        self._voice = await find_speaker(state_of(self._socket).store, caller_of(self._socket), name)
+        self._config = config
+
+    def _begin(self) -> LiveReply:
+        config, voice = self._config, self._voice
+        assert config is not None
+        assert voice is not None
+        language = (config.language or "auto").lower()
+        options = SynthesisRequest(
+            voice_id=voice.voice_id,
+            text="",
+            lang=None if language == "auto" else LANGUAGES.get(language, language),
+            backend=find_backend(config.model, state_of(self._socket).dispatcher.backends),
+            speed=config.speed,
+            seed=config.seed,
+        )
+        by = None if config.split_granularity == "none" else config.split_granularity
+        reply = LiveReply(self._socket, options, by)
+        self._replies.put_nowait((reply, config, voice))
+        self._n_unspoken += 1
+        return reply
+
+    async def speak(self) -> None:
+        """Send the audio of all utterances in order."""
+        utterance = 0
+        while True:
+            reply, config, voice = await self._replies.get()
+            n_units = 0
+            async with aclosing(reply.units()) as units:
+                async for unit in units:
+                    place = {"utterance_index": utterance, "sentence_index": n_units}
+                    await self._send_unit(unit, place, config, voice)
+                    n_units += 1
+            await self._socket.send_message(
+                {"type": "session.done", "utterance_index": utterance, "total_sentences": n_units}
+            )
+            self._n_unspoken -= 1
+            utterance += 1
+
+    async def _send_unit(
+        self, unit: LiveUnit, place: dict[str, int], config: SessionConfig, voice: StoredVoice
+    ) -> None:
+        encoding = Encoding(config.response_format)
+        begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
+        rate = {"sample_rate": encoding.rate_for(unit.sample_rate)} if config.stream_audio else {}
+        await self._socket.send_message({**begin, **rate})
+        tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
+        n_bytes, whole = 0, bytearray()
+        self.is_within_unit = config.stream_audio
+        async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, tags)) as encoded:
+            async for data in encoded:
+                n_bytes += len(data)
+                if config.stream_audio:
+                    await self._socket.send_audio(data)
+                else:
+                    whole += data
+        await self._socket.send_audio(bytes(whole))
+        self.is_within_unit = False
+        await self._socket.send_message({"type": "audio.done", **place, "total_bytes": n_bytes, "error": False})
+
+
+SOCKETS: Final = {"/v1/audio/speech/stream": speak_live}

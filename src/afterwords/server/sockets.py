@@ -1,0 +1,167 @@
+"""WebSocket routes of the API: the checks of `ApiRoute` at the handshake, its log line and metrics at the end.
+
+A refused handshake is answered with HTTP, in the shape of every error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from afterwords.errors import AfterwordsError, InvalidRequestError, ServiceError
+from afterwords.server.auth import Requirements
+from afterwords.server.routing import Lifetime, RequestContext, error_response
+
+log = logging.getLogger("afterwords.server")
+
+FRAME_MAX_BYTES: Final = 32 * 1024
+"""Audio in a frame; in base64, it stays below 64 KiB, which every client takes."""
+MESSAGE_MAX_BYTES: Final = 256 * 1024
+"""Longest message of a client: 128 KiB of text with escapes."""
+POLICY_VIOLATION: Final = 1008
+INTERNAL_ERROR: Final = 1011
+
+Endpoint = Callable[["Socket"], Awaitable[None]]
+
+
+class Socket(WebSocket):
+    """A WebSocket whose client passed the checks; every method raises ClientDisconnect once the client is gone."""
+
+    @property
+    def context(self) -> RequestContext:
+        context: RequestContext = self.scope["afterwords.context"]
+        return context
+
+    async def accept(self, *_: Any, **__: Any) -> None:
+        """Accept the connection."""
+        self.context.status = 101
+        await super().accept(headers=[(b"x-request-id", self.context.request_id.encode())])
+
+    async def receive_message(self, *, timeout_s: float) -> dict[str, Any] | None:
+        """Return the next message, a JSON object; None if none came in time.
+
+        Raises:
+            InvalidRequestError: It is not a JSON object.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self.receive()
+        except TimeoutError:
+            return None
+        if message["type"] == "websocket.disconnect":
+            raise ClientDisconnect
+        try:
+            parsed = json.loads(message.get("text") or message.get("bytes") or "")
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise InvalidRequestError("The message is not a JSON object.", code="invalid_json")
+        return parsed
+
+    async def send_message(self, message: Mapping[str, Any]) -> None:
+        """Send a JSON object."""
+        await self._transmit({"type": "websocket.send", "text": json.dumps(message, separators=(",", ":"))})
+
+    async def send_audio(self, data: bytes) -> None:
+        """Send bytes, in several frames if they are many."""
+        for start in range(0, len(data), FRAME_MAX_BYTES):
+            await self._transmit({"type": "websocket.send", "bytes": data[start : start + FRAME_MAX_BYTES]})
+
+    async def end(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection."""
+        await self._transmit(
+            {"type": "websocket.close", "code": code, "reason": reason.encode()[:120].decode("utf-8", "ignore")}
+        )
+
+    async def _transmit(self, message: dict[str, Any]) -> None:
+        try:
+            await self.send(message)
+        except (WebSocketDisconnect, RuntimeError) as error:  # RuntimeError: it is closed already
+            raise ClientDisconnect from error
+
+
+def make_endpoint(path: str, endpoint: Endpoint, lifetime: Lifetime) -> Callable[[WebSocket], Awaitable[None]]:
+    """Return the endpoint of a WebSocket route, with the checks of every request."""
+    requirements: Requirements = endpoint.requirements  # type: ignore[attr-defined]
+
+    async def check_and_handle(websocket: WebSocket) -> None:
+        scope = {**websocket.scope, "method": "GET"}
+        socket = Socket(scope, websocket.receive, websocket.send)
+        context = scope["afterwords.context"] = RequestContext(scope, websocket.receive, websocket.send, path)
+        try:
+            if (state := lifetime.state) is None:
+                raise ServiceError(code="not_opened")
+            context.state = scope.setdefault("state", {})["afterwords"] = state
+            await context.authenticate(requirements)
+            _check_origin(context)
+            await endpoint(socket)
+        except ClientDisconnect:
+            context.status = context.status or 499
+        except asyncio.CancelledError:
+            refusal = context.task.take_revocation() if context.task is not None else None
+            if refusal is None:
+                raise
+            await _refuse(socket, refusal)
+        except AfterwordsError as error:
+            if error.code == "internal_error" and error.__cause__ is not None:
+                log.error("failed request_id=%s kind=%s", context.request_id, type(error.__cause__).__name__)
+            await _refuse(socket, error)
+        finally:
+            if context.task is not None and context.state is not None:
+                context.state.authenticator.requests.leave(context.task)
+            context.end()
+
+    check_and_handle.requirements = requirements  # type: ignore[attr-defined]
+    return check_and_handle
+
+
+def _check_origin(context: RequestContext) -> None:
+    """Refuse pages of other origins than the HTTP routes do: browsers do not check this for WebSockets."""
+    assert context.state is not None
+    origin = context.headers.get(b"origin", [b""])[0].decode("latin-1").lower()
+    allowed = context.state.settings.cors_origins
+    is_own = urlsplit(origin).netloc == context.headers[b"host"][0].decode("latin-1").lower()
+    if origin and not is_own and origin not in allowed and "*" not in allowed:
+        raise InvalidRequestError(
+            "Pages of this origin may not call the server.", hint="add the origin to AFTERWORDS_CORS_ORIGINS."
+        )
+
+
+async def _refuse(socket: Socket, error: AfterwordsError) -> None:
+    """Answer a handshake with an error; close a connection with it."""
+    context = socket.context
+    if context.status:
+        if socket.application_state is WebSocketState.CONNECTED:
+            code = INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION
+            try:
+                await socket.end(code, error.message)
+            except ClientDisconnect:
+                return
+        return
+    response = error_response(error, context.request_id)
+    response.headers["X-Request-Id"] = context.request_id
+    context.status = error.http_status
+    await socket.send_denial_response(response)
+
+
+async def run_until_first(*works: Coroutine[Any, Any, None]) -> None:
+    """Run works until the first has ended or failed; then cancel the others, and wait for their cleanup."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # retrieve it, or asyncio logs it as never retrieved

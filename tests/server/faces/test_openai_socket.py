@@ -1,0 +1,251 @@
+"""vLLM-Omni's WebSocket against a real server process, with its messages as clients send them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from socket import SHUT_RDWR
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from afterwords.audio.decoding import read_tags
+from afterwords.audio.wav import Samples
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.provenance import read_mark
+from tests.e2e.served import Served, register, serving, wait_until
+
+SLOW = "fault-slow " + "and so on, " * 20
+STEEPEST = 0.2 * 2 * np.pi * 800 / SAMPLE_RATE + 2 / 32768
+"""Largest step between two samples of the highest tone."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("socket") / "home") as server:
+        with server.client() as client:
+            register(client, name="me")
+        yield server
+
+
+def open_socket(served: Served, key: str | None = None, **headers: str) -> ClientConnection:
+    url = served.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
+    return connect(
+        url, additional_headers={"Authorization": f"Bearer {key or served.key}", **headers}, proxy=None, max_size=65_535
+    )
+
+
+def send(socket: ClientConnection, kind: str, **fields: Any) -> None:
+    socket.send(json.dumps({"type": kind, **fields}))
+
+
+def configure(socket: ClientConnection, **fields: Any) -> None:
+    config = {"voice": "me", "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
+    send(socket, "session.config", **{**config, **fields})
+
+
+def receive(socket: ClientConnection, until: str) -> tuple[list[dict[str, Any]], bytes]:
+    """Return the messages up to one of a kind, and the audio between them."""
+    messages: list[dict[str, Any]] = []
+    audio = b""
+    while not messages or messages[-1]["type"] != until:
+        data = socket.recv(timeout=60)
+        if isinstance(data, bytes):
+            audio += data
+        else:
+            messages.append(json.loads(data))
+            assert until == "error" or messages[-1]["type"] != "error", messages[-1]
+    return messages, audio
+
+
+def as_samples(pcm: bytes) -> Samples:
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768)
+
+
+# -- what is spoken ---------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_spoken_before_the_text_ends(served: Served) -> None:
+    tokens = ["Once upon", " a time there", " was a king.", " He", " had"]
+    with open_socket(served) as socket:
+        configure(socket)
+        for token in tokens:
+            send(socket, "input.text", text=token)
+        early, first = receive(socket, "audio.done")
+        send(socket, "input.text", text=" a voice of his own.")
+        send(socket, "input.done")
+        late, second = receive(socket, "session.done")
+
+    sentences = ["Once upon a time there was a king. ", "He had a voice of his own."]
+    starts = [message for message in early + late if message["type"] == "audio.start"]
+    assert [start["sentence_text"] for start in starts] == sentences
+    assert [start["sample_rate"] for start in starts] == [SAMPLE_RATE] * 2
+    assert late[-1] == {"type": "session.done", "utterance_index": 0, "total_sentences": 2}
+    assert early[-1]["total_bytes"] == len(first)
+    samples = as_samples(first + second)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(SECONDS_PER_CHARACTER * 60 + 0.15 + 2 * 0.005, abs=0.07)
+    assert np.abs(np.diff(samples, prepend=0, append=0)).max() <= STEEPEST
+
+
+def test_default_is_one_wav_file_per_utterance(served: Served) -> None:
+    with open_socket(served) as socket:
+        send(socket, "session.config", voice="me")
+        for utterance, text in enumerate(("One. Two. Three.", "And a second one.")):
+            send(socket, "input.text", text=text)
+            send(socket, "input.done")
+            messages, wav = receive(socket, "session.done")
+            assert [message["type"] for message in messages] == ["audio.start", "audio.done", "session.done"]
+            assert messages[0]["utterance_index"] == utterance
+            assert messages[0]["sentence_text"] == text
+            samples, rate = soundfile.read(io.BytesIO(wav))
+            assert len(samples) / rate == pytest.approx(SECONDS_PER_CHARACTER * len(text), abs=0.01)
+            mark = read_mark(read_tags(wav))
+            assert mark is not None
+            assert mark.voice_name == "me"
+        send(socket, "session.close")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+
+
+def test_utterance_without_text_is_done_at_once(served: Served) -> None:
+    with open_socket(served) as socket:
+        configure(socket)
+        send(socket, "input.done")
+        messages, audio = receive(socket, "session.done")
+    assert (messages[-1]["total_sentences"], audio) == (0, b"")
+
+
+def test_unit_in_the_cache_is_not_charged(served: Served) -> None:
+    with served.client() as client, open_socket(served) as socket:
+        configure(socket)
+        audio = []
+        for _ in range(2):
+            send(socket, "input.text", text="This sentence is spoken twice.")
+            send(socket, "input.done")
+            audio.append(receive(socket, "session.done")[1])
+            used = wait_until(lambda: client.get("/v1/jobs?status=ready").json())
+        assert audio[0] == audio[1]
+        texts = [job["char_count"] for job in used if job["char_count"] == len("This sentence is spoken twice.")]
+        assert len(texts) == 1
+
+
+# -- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "status"),
+    [("aw_" + "x" * 40, {}, 401), ("", {"Origin": "https://evil.example"}, 400), ("", {"Host": "evil.example"}, 400)],
+)
+def test_handshake_is_refused_with_http(served: Served, key: str, headers: dict[str, str], status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        open_socket(served, key or None, **headers)
+    response = refused.value.response
+    assert response.status_code == status
+    assert json.loads(response.body)["error"]["request_id"] == response.headers["x-request-id"]
+
+
+def test_used_up_quota_is_refused_at_the_handshake(served: Served) -> None:
+    key = served.new_key(character_limit=10)
+    with served.client(key) as client:
+        register(client, name="me")
+        assert client.post("/v1/synthesize", json={"voice_id": "me", "text": "ten chars."}).status_code == 202
+    with pytest.raises(InvalidStatus) as refused:
+        open_socket(served, key)
+    assert refused.value.response.status_code == 429
+    assert json.loads(refused.value.response.body)["error"]["code"] == "quota_exceeded"
+
+
+def test_unknown_path_is_404_at_the_handshake(served: Served) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(served.url.replace("http", "ws", 1) + "/v1/nothing", proxy=None)
+    assert refused.value.response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ('{"type":"input.text","text":"Hello."}', "invalid_field"),
+        ('{"type":"session.config","voice":"someone"}', "voice_not_found"),
+        ('{"type":"session.config"}', "missing_field"),
+        ('{"type":"session.config","voice":"me","speed":9}', "invalid_field"),
+        ('{"type":"session.config","voice":"me","word_timestamps":true}', "invalid_field"),
+        ("[]", "invalid_json"),
+        ("{", "invalid_json"),
+    ],
+)
+def test_invalid_message_is_an_error_and_closes(served: Served, message: str, code: str) -> None:
+    with open_socket(served) as socket:
+        socket.send(message)
+        messages, _ = receive(socket, "error")
+        assert messages[-1]["code"] == code
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+
+
+# -- what is not sent --------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_cancelled_and_refunded_on_close(served: Served) -> None:
+    key = served.new_key()
+    with served.client(key) as client:
+        register(client, name="me")
+        with open_socket(served, key) as socket:
+            configure(socket)
+            for number in range(6):
+                send(socket, "input.text", text=f"Number {number}: {SLOW}.\n\n")
+            receive(socket, "audio.start")
+            socket.socket.shutdown(SHUT_RDWR)  # as a program that is killed
+
+        def final() -> list[str] | None:
+            found = [job["status"] for job in client.get("/v1/jobs").json()]
+            return None if "pending" in found else found
+
+        seen = wait_until(final, what="the cancellation")
+        assert 1 <= len(seen) <= 3  # the others had no job yet
+        assert set(seen) == {"cancelled"}
+        assert client.get("/v1/usage").json()["characters"] == 0
+
+
+def test_slow_listener_holds_back_the_jobs(served: Served) -> None:
+    key = served.new_key()
+    with served.client(key) as client:
+        register(client, name="me")
+        with open_socket(served, key) as socket:
+            configure(socket)
+            for number in range(40):
+                send(socket, "input.text", text=f"Number {number}: {'and so on, ' * 24}.\n\n")
+            send(socket, "input.done")
+            receive(socket, "audio.start")
+            wait_until(lambda: len(client.get("/v1/jobs?status=ready").json()) >= 3, what="the look-ahead")
+            for _ in range(20):
+                assert len(client.get("/v1/jobs").json()) <= 8
+            messages, _ = receive(socket, "session.done")
+    assert messages[-1]["total_sentences"] == 40
+
+
+def test_log_has_the_route_and_no_text(served: Served) -> None:
+    with open_socket(served) as socket:
+        configure(socket)
+        send(socket, "input.text", text="A secret sentence to look for.")
+        send(socket, "input.done")
+        receive(socket, "session.done")
+    line = wait_until(
+        lambda: [line for line in served.log.read_text().splitlines() if "/v1/audio/speech/stream 101 " in line]
+    )[-1]
+    assert "GET " in line
+    assert "account=" in line
+    log = served.log.read_text()
+    assert "secret sentence" not in log
+    assert "without completing handshake" not in log
+    assert "ERROR" not in log
+    with served.admin as admin:
+        assert 'route="/v1/audio/speech/stream"' in admin.get("/metrics").text
