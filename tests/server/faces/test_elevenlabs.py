@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,10 @@ import soundfile
 from elevenlabs import AsyncElevenLabs, ElevenLabs, VoiceSettings
 from elevenlabs.core.api_error import ApiError
 from elevenlabs.errors import UnprocessableEntityError
+from elevenlabs.types.speech_history_item_response import SpeechHistoryItemResponse
+from elevenlabs.types.subscription import Subscription
+from elevenlabs.types.user import User
+from pydantic import BaseModel
 
 from afterwords.audio.wav import Samples
 from afterwords.server.faces.elevenlabs import FORMATS
@@ -272,3 +280,96 @@ def test_models_are_the_backends_and_those_of_elevenlabs(client: ElevenLabs) -> 
     assert [*models] == ["tone", "eleven_multilingual_v2", "eleven_turbo_v2_5", "eleven_flash_v2_5"]
     assert models["tone"].maximum_text_length_per_request == 5_000
     assert "en" in [language.language_id for language in models["eleven_flash_v2_5"].languages or []]
+
+
+# -- account and history --------------------------------------------------------------------------------------
+
+
+def required_keys(kind: type[BaseModel]) -> set[str]:
+    """Return the keys that the JavaScript SDK demands; the Python SDK only lists them."""
+    return {name for name, field in kind.model_fields.items() if field.is_required()}
+
+
+def test_subscription_has_the_limit_and_every_key(served: Served) -> None:
+    key = served.new_key(character_limit=100)
+    with served.client(key) as http, connect(served, key) as client:
+        register(http, name="me")
+        list(client.text_to_speech.convert("me", text="Twenty-one characters"))
+        usage, native = client.user.subscription.get(), http.get("/v1/usage").json()
+        assert (usage.character_count, usage.character_limit) == (21, 100)
+        assert (usage.tier, usage.status, usage.voice_slots_used) == ("unlimited", "free", 1)
+        end = datetime.fromisoformat(native["period_end"])
+        assert usage.next_character_count_reset_unix == end.timestamp()
+        assert required_keys(Subscription) <= http.get("/elevenlabs/v1/user/subscription").json().keys()
+        user = http.get("/elevenlabs/v1/user").json()
+        assert required_keys(User) <= user.keys()
+        assert user["subscription"]["character_count"] == 21
+        assert client.user.get().created_at > 1_700_000_000
+
+
+def test_history_has_the_finished_jobs_and_their_audio(served: Served, key: str, own: ElevenLabs) -> None:
+    texts = ["The first text.", "The second text.", "The third text."]
+    with served.client(key) as http:
+        voice_id = register(http, name="me")
+        for text in texts:
+            with own.text_to_speech.with_raw_response.convert("me", text=text) as answer:
+                assert list(answer.data)
+            wait_for_job(http, answer.headers["x-job-id"])
+        assert (
+            required_keys(SpeechHistoryItemResponse) <= http.get("/elevenlabs/v1/history").json()["history"][0].keys()
+        )
+    first = own.history.list(page_size=2)
+    assert (len(first.history), first.has_more) == (2, True)
+    newest = first.history[0]
+    assert (newest.voice_id, newest.voice_name, newest.model_id) == (voice_id, "me", "tone")
+    assert newest.character_count_change_to == len(texts[2])
+    check_tone(b"".join(own.history.get_audio(newest.history_item_id)), "mp3_44100_128", texts[2])
+    assert own.history.get(newest.history_item_id) == newest
+    last = own.history.list(page_size=2, start_after_history_item_id=first.last_history_item_id)
+    assert (len(last.history), last.has_more) == (1, False)
+    assert own.history.list(voice_id="another").history == []
+    with pytest.raises(ApiError) as caught:
+        own.history.get(voice_id)
+    assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (404, "job_not_found")
+
+
+def test_timestamps_are_refused_and_never_null(client: ElevenLabs) -> None:
+    for speak in (client.text_to_speech.convert_with_timestamps, client.text_to_speech.stream_with_timestamps):
+        with pytest.raises(UnprocessableEntityError, match="has no timestamps") as caught:
+            list(speak("me", text="Hello."))
+        assert caught.value.body["detail"]["status"] == "timestamps_unavailable"
+
+
+# -- JavaScript -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_javascript_clients_speak(served: Served, tmp_path: Path) -> None:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        pytest.skip("needs node and npm")
+    packages = ("@elevenlabs/elevenlabs-js@2", "ai@7", "@ai-sdk/elevenlabs@3")
+    install = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(tmp_path), *packages]
+    if subprocess.run(install, capture_output=True, timeout=300, check=False).returncode:
+        pytest.skip("npm can't install the clients here")
+    script = shutil.copy(Path(__file__).with_name("elevenlabs_clients.mjs"), tmp_path)
+    recording = tmp_path / "me.wav"
+    recording.write_bytes(RECORDING)
+    environment = {**os.environ, "URL": served.url, "KEY": served.key, "RECORDING": str(recording)}
+    done = subprocess.run([node, script], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["whole"] == round(2 * 24_000 * SECONDS_PER_CHARACTER * len("From JavaScript."))
+    assert seen["streamed"] == round(2 * 24_000 * SECONDS_PER_CHARACTER * len("Streamed to JavaScript."))
+    assert "me" in seen["voices"]
+    assert "me" in seen["found"]
+    assert seen["models"] == ["tone", "eleven_multilingual_v2", "eleven_turbo_v2_5", "eleven_flash_v2_5"]
+    assert seen["cloned"] == {"name": "From JavaScript", "category": "cloned"}
+    assert seen["tier"] == seen["userTier"] == "unlimited"
+    assert seen["history"] > 0
+    assert (seen["error"]["status"], seen["error"]["code"]) == (404, "voice_not_found")
+    assert seen["isUnprocessable"] is True
+    assert seen["aiSdk"]["mediaType"] == "audio/mpeg"
+    assert seen["aiSdk"]["size"] > 5_000
+    assert "has no such voice; the nearest" in seen["aiSdkError"]

@@ -13,15 +13,16 @@ from pydantic import Field, Json, WithJsonSchema
 
 from afterwords.audio.encoding import SAMPLE_RATES, Encoding
 from afterwords.audio.wav import REFERENCE_MAX_BYTES
-from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError, QuotaExceededError
-from afterwords.models import NAME_MAX_CHARS, ConsentKind, Seed, SpeechFormat, Speed
+from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError, QuotaExceededError, UnavailableError
+from afterwords.models import NAME_MAX_CHARS, ConsentKind, JobStatus, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.faces.openai import MODEL as OPENAI_MODEL
-from afterwords.server.records import Scope, StoredVoice, VoiceChanges
-from afterwords.server.routes.audio import speech_response
+from afterwords.server.records import Scope, StoredJob, StoredVoice, VoiceChanges
+from afterwords.server.routes.audio import StoredAudio, audio_response, job_headers, speech_response
 from afterwords.server.routes.multipart import read_form
 from afterwords.server.routes.responses import (
     BINARY,
+    JobId,
     VoiceId,
     audio_content,
     caller_of,
@@ -32,7 +33,7 @@ from afterwords.server.routes.responses import (
     request_body,
     state_of,
 )
-from afterwords.server.routes.schemas import ErrorBody, RequestBody, ResponseBody
+from afterwords.server.routes.schemas import ErrorBody, RequestBody, ResponseBody, StorableText
 from afterwords.server.routes.voices import CHANGE, FORM_MAX_BYTES, NOT_FOUND, UPLOAD
 from afterwords.server.routing import DocumentedRoute, error_headers, parse_fields
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
@@ -59,6 +60,8 @@ MODELS: Final = ("eleven_multilingual_v2", "eleven_turbo_v2_5", "eleven_flash_v2
 _MODEL: Final = re.compile(r"eleven_(?!v[34])\w+")  # with v3 and v4, clients use another API, for dialogues
 _STATUSES: Final = {"unauthorized": "invalid_api_key"}
 """Codes of ours whose name at ElevenLabs is another one."""
+UNLIMITED: Final = 2**53 - 1
+"""Stands for no limit where the API has a number: the largest that JavaScript holds exactly."""
 
 P = ParamSpec("P")
 
@@ -174,6 +177,9 @@ _SPEECH: Final[dict[int | str, dict[str, Any]]] = {
         _500="reference_missing, synthesis_failed, internal_error",
     ),
 }
+_TIMESTAMPS: Final = errors(
+    _404="voice_not_found", _409="ambiguous_voice_name", _422="missing_field, invalid_field, timestamps_unavailable"
+)
 
 
 @router.post("/elevenlabs/v1/text-to-speech/{voice_id}", responses=_SPEECH)
@@ -201,6 +207,23 @@ async def speak(
         context_of(request).job_id = result.job.job_id
     is_tagged = encoding.format is not SpeechFormat.MP3  # players break at ID3 where they expect a frame
     return await speech_response(request, result, encoding, is_tagged=is_tagged)
+
+
+@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/with-timestamps", responses=_TIMESTAMPS)
+@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/stream/with-timestamps", responses=_TIMESTAMPS)
+@opened_by_xi_key(Scope.SYNTHESIZE)
+async def speak_with_timestamps(
+    request: Request,
+    voice_id: VoiceId,
+    body: ElevenSpeechBody,  # noqa: ARG001 - it is checked
+) -> Response:
+    """Refuse: the engines of a server report no timestamps. Nothing is spoken or charged."""
+    await find_speaker(state_of(request).store, caller_of(request), voice_id)
+    raise UnavailableError(
+        "This server has no timestamps.",
+        code="timestamps_unavailable",
+        hint="leave with-timestamps out; `afterwords say --timing` has them.",
+    )
 
 
 def _find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
@@ -507,3 +530,198 @@ async def delete_voice(request: Request, voice_id: VoiceId) -> Response:
     """Delete a voice with its recording, jobs and audio."""
     await state_of(request).voices.delete(caller_of(request), voice_id)
     return json_response(ElevenDone())
+
+
+# -- the account ----------------------------------------------------------------------------------------------
+
+
+class ElevenOverage(ResponseBody):
+    """Characters beyond the limit, which are never charged."""
+
+    amount: str = Field(default="0", description="0.")
+    currency: Literal["usd"] = Field(default="usd", description="`usd`.")
+
+
+class ElevenSubscription(ResponseBody):
+    """Plan and characters of the account. Where ElevenLabs has a number and there is no limit, it is 2^53 - 1."""
+
+    tier: str = Field(description="Plan of the account, or `unlimited`.")
+    status: str = Field(
+        description="`trialing`, `active` or `past_due`; without a subscription `active` with a plan, and else `free`."
+    )
+    character_count: int = Field(description="Characters used in this billing period.")
+    character_limit: int = Field(description="Characters allowed in it.")
+    next_character_count_reset_unix: int = Field(description="End of the period, in seconds since 1970.")
+    max_credit_limit_extension: int = Field(default=0, description="0.")
+    can_extend_character_limit: Literal[False] = Field(default=False, description="False.")
+    allowed_to_extend_character_limit: Literal[False] = Field(default=False, description="False.")
+    voice_slots_used: int = Field(description="Voices of the account.")
+    voice_limit: int = Field(default=UNLIMITED, description="Unlimited.")
+    voice_add_edit_counter: int = Field(default=0, description="0.")
+    can_extend_voice_limit: Literal[False] = Field(default=False, description="False.")
+    can_use_instant_voice_cloning: Literal[True] = Field(default=True, description="True.")
+    can_use_professional_voice_cloning: Literal[False] = Field(default=False, description="False.")
+    professional_voice_limit: int = Field(default=0, description="0.")
+    professional_voice_slots_used: int = Field(default=0, description="0.")
+    professional_voice_slots_used_in_workspace: int = Field(default=0, description="0.")
+    current_overage: ElevenOverage = Field(default=ElevenOverage(), description="Characters beyond the limit.")
+    open_invoices: list[str] = Field(default=[], description="Empty.")
+    has_open_invoices: Literal[False] = Field(default=False, description="False.")
+
+
+class ElevenUser(ResponseBody):
+    """The account of the key."""
+
+    user_id: str = Field(description="ID of the account.")
+    workspace_id: str = Field(description="The same.")
+    subscription: ElevenSubscription = Field(description="Plan and characters.")
+    created_at: int = Field(description="When the first key of the account was created, in seconds since 1970.")
+    seat_type: Literal["workspace_admin"] = Field(default="workspace_admin", description="`workspace_admin`.")
+    is_new_user: Literal[False] = Field(default=False, description="False.")
+    can_use_delayed_payment_methods: Literal[False] = Field(default=False, description="False.")
+    is_onboarding_completed: Literal[True] = Field(default=True, description="True.")
+    is_onboarding_checklist_completed: Literal[True] = Field(default=True, description="True.")
+
+
+async def _read_subscription(request: Request) -> ElevenSubscription:
+    state, caller = state_of(request), caller_of(request)
+    usage = await state.synthesis.get_usage(caller)
+    customer = await state.store.find_customer(account_id=caller.account_id) if state.billing else None
+    return ElevenSubscription(
+        tier=usage.plan or "unlimited",
+        status=(customer.status if customer and customer.is_entitled else None) or ("active" if usage.plan else "free"),
+        character_count=usage.characters,
+        character_limit=UNLIMITED if usage.limit is None else usage.limit,
+        next_character_count_reset_unix=int(usage.period_end.timestamp()),
+        voice_slots_used=len(await _list_voices(request)),
+    )
+
+
+@router.get("/elevenlabs/v1/user/subscription", responses={200: {"model": ElevenSubscription}})
+@opened_by_xi_key()
+async def show_subscription(request: Request) -> Response:
+    """Return plan and characters of the account."""
+    return json_response(await _read_subscription(request))
+
+
+@router.get("/elevenlabs/v1/user", responses={200: {"model": ElevenUser}})
+@opened_by_xi_key()
+async def show_user(request: Request) -> Response:
+    """Return the account of the key."""
+    account_id = caller_of(request).account_id
+    keys = await state_of(request).keys.list(account_id=account_id)
+    user = ElevenUser(
+        user_id=account_id,
+        workspace_id=account_id,
+        subscription=await _read_subscription(request),
+        created_at=int(keys[0].created_at.timestamp()),
+    )
+    return json_response(user)
+
+
+# -- history --------------------------------------------------------------------------------------------------
+
+
+class ElevenHistoryItem(ResponseBody):
+    """A job that is ready."""
+
+    history_item_id: str = Field(description="ID of the job.")
+    request_id: str = Field(description="The same.")
+    voice_id: str = Field(description="ID of its voice.")
+    voice_name: str | None = Field(description="Name of its voice.")
+    voice_category: Literal["cloned"] = Field(default="cloned", description="`cloned`.")
+    model_id: str = Field(description="Its backend.")
+    text: None = Field(default=None, description="Null: the text of a job is removed when it ends.")
+    date_unix: int = Field(description="When it was submitted, in seconds since 1970.")
+    character_count_change_from: int = Field(default=0, description="0.")
+    character_count_change_to: int = Field(description="Characters of its text.")
+    content_type: Literal["audio/mpeg"] = Field(default="audio/mpeg", description="`audio/mpeg`.")
+    state: Literal["created"] = Field(default="created", description="`created`.")
+    source: Literal["TTS"] = Field(default="TTS", description="`TTS`.")
+
+
+class ElevenHistory(ResponseBody):
+    """A page of the history."""
+
+    history: list[ElevenHistoryItem] = Field(description="Jobs, newest first.")
+    has_more: bool = Field(description="Whether there is a next page.")
+    last_history_item_id: str | None = Field(description="The last job that was looked at: the next page is after it.")
+
+
+def _show_job(job: StoredJob, voice_name: str | None) -> ElevenHistoryItem:
+    return ElevenHistoryItem(
+        history_item_id=job.job_id,
+        request_id=job.job_id,
+        voice_id=job.voice_id,
+        voice_name=voice_name,
+        model_id=job.backend,
+        date_unix=int(job.created_at.timestamp()),
+        character_count_change_to=job.char_count,
+    )
+
+
+async def _find_spoken(request: Request, job_id: str) -> StoredJob:
+    """Return a job that is ready.
+
+    Raises:
+        NotFoundError: There is no such job, or it is not ready.
+    """
+    job = await state_of(request).synthesis.get_job(caller_of(request), job_id)
+    if job.status is not JobStatus.READY:
+        raise NotFoundError(code="job_not_found")
+    return job
+
+
+@router.get("/elevenlabs/v1/history", responses={200: {"model": ElevenHistory}, **errors(_422="invalid_field")})
+@opened_by_xi_key(Scope.SYNTHESIZE)
+async def list_history(
+    request: Request,
+    page_size: Annotated[int, Query(ge=1, le=1000, description="Jobs per page.")] = 100,
+    start_after_history_item_id: Annotated[
+        StorableText | None, Query(max_length=64, description="The last job of the page before.")
+    ] = None,
+    voice_id: Annotated[str | None, Query(max_length=64, description="Leave out jobs of other voices.")] = None,
+) -> Response:
+    """List the jobs of the account that are ready, newest first. Speech from the cache makes no job."""
+    after = start_after_history_item_id
+    found = await state_of(request).store.list_jobs(
+        account_id=caller_of(request).account_id,
+        status=JobStatus.READY,
+        limit=page_size + 1,
+        after=after and after.lower(),
+    )
+    names = {voice.voice_id: voice.name for voice in await _list_voices(request)}
+    jobs = found[:page_size]
+    page = ElevenHistory(
+        history=[_show_job(job, names.get(job.voice_id)) for job in jobs if voice_id in (None, job.voice_id)],
+        has_more=len(found) > page_size,
+        last_history_item_id=jobs[-1].job_id if jobs else None,
+    )
+    return json_response(page)
+
+
+@router.get(
+    "/elevenlabs/v1/history/{job_id}", responses={200: {"model": ElevenHistoryItem}, **errors(_404="job_not_found")}
+)
+@opened_by_xi_key(Scope.SYNTHESIZE)
+async def show_history_item(request: Request, job_id: JobId) -> Response:
+    """Return a job that is ready."""
+    job = await _find_spoken(request, job_id)
+    voice = await find_voice(state_of(request).store, caller_of(request), job.voice_id)
+    return json_response(_show_job(job, voice.name))
+
+
+@router.get(
+    "/elevenlabs/v1/history/{job_id}/audio",
+    responses={
+        200: {"content": audio_content(SpeechFormat.MP3), "description": "The audio."},
+        **errors(_404="job_not_found", _500="audio_lost, internal_error"),
+    },
+)
+@opened_by_xi_key(Scope.SYNTHESIZE)
+async def history_audio(request: Request, job_id: JobId) -> Response:
+    """Return the audio of a job as MP3 with 128 kbit/s."""
+    job = await _find_spoken(request, job_id)
+    reader = await state_of(request).synthesis.open_audio(job)
+    audio = StoredAudio(reader, job.voice_id, job.audio_sha256 or "")
+    return await audio_response(request, audio, FORMATS[DEFAULT_FORMAT], job_headers(job))
