@@ -25,8 +25,10 @@ IN_BILLING: Final = (
     "customer-created",  # at Stripe, but not stored
     "customer-stored",  # a checkout has a customer, and no session
     "session-created",  # at Stripe, but not stored
+    "session-stored",  # the browser has no URL and no cookie
     "customer-read",  # what Stripe says is not stored
     "customer-synced",  # it is stored, and Stripe's event is not answered
+    "checkout-key-drawn",  # a page has found the payment, and its key is not stored
     "checkout-key-stored",  # a key exists that no page has shown
 )
 

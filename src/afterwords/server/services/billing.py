@@ -243,6 +243,7 @@ class Billing:
             await self.payments.expire_session(session.session_id)
             await self._store.save_session(checkout_id, None)
             raise _replaced()
+        reach("session-stored")
         return session.url
 
     async def _bind_customer(
@@ -376,6 +377,7 @@ class Billing:
 
     async def _mint(self, checkout_id: str, *, is_confirmed: bool = False) -> MintedKey | None:
         secret, new = _new_key()
+        reach("checkout-key-drawn")
         since = self._clock.now() - TOKEN_LIFE
         key = await self._store.mint_checkout_key(checkout_id, new, since=since, is_confirmed=is_confirmed)
         reach("checkout-key-stored")
