@@ -56,6 +56,7 @@ def read_from(
     cap: int = CAP,
     folder: Path | None = None,
     is_kept: bool = True,
+    has_more_files: bool = False,
 ) -> Form:
     """Read a form whose body arrives in these chunks, or breaks off after them."""
 
@@ -69,7 +70,14 @@ def read_from(
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
     with open_spool(folder) as file:
         form = asyncio.run(
-            read_form(request, file, max_file_bytes=cap, file_field="ref_audio", fields=("name", "ref_text"))
+            read_form(
+                request,
+                file,
+                max_file_bytes=cap,
+                file_field="ref_audio",
+                fields=("name", "ref_text"),
+                has_more_files=has_more_files,
+            )
         )
         assert file.seek(0, 2) == 0 or form.has_file
         file.seek(0)
@@ -325,3 +333,11 @@ def test_memory_is_independent_of_file_size(tmp_path: Path) -> None:
     assert peak < 1_000_000
     assert read_from(pieces(), cap=size, folder=tmp_path).file == bytes(size)
     assert not list(tmp_path.iterdir())
+
+
+def test_first_of_several_files_is_kept_and_all_are_limited() -> None:
+    more = body(part(FILE, b"1" * 60_000), part(FILE, b"2" * 30_000), text(b"name", b"me"))
+    form = read_from(iter([more]), has_more_files=True)
+    assert (form.file, form.fields) == (b"1" * 60_000, {"name": "me"})
+    with pytest.raises(RecordingError, check=has_code("file_too_large")):
+        read_from(iter([body(part(FILE, b"1" * 60_000), part(FILE, b"2" * 60_000))]), has_more_files=True)
