@@ -36,6 +36,17 @@ SOCKETS: Final = [route for route in create_app().routes if isinstance(route, AP
 CALLS: Final = [(method, route.path_format) for route in ROUTES for method in sorted(route.methods or ())]
 WORKERS: Final = (Credential.WORKER, Credential.ATTEMPT, Credential.WORKER_TOKEN)
 PUBLIC: Final = {"/v1/health", "/healthz", "/readyz", "/openapi.json", "/docs"}
+PAGES: Final = {  # tests/server/billing and tests/server/web test who sees what on them
+    "/v1/account",
+    "/v1/account/sign-in",
+    "/v1/checkout",
+    "/v1/checkout/already-subscribed",
+    "/v1/checkout/confirm",
+    "/v1/checkout/send-confirmation",
+    "/v1/checkout/success",
+    "/v1/signup",
+}
+SIGNED: Final = {"/v1/webhooks/stripe"}  # tests/server/billing tests its signatures
 
 
 def requirements_of(method: str, path: str) -> Requirements:
@@ -46,7 +57,7 @@ def requirements_of(method: str, path: str) -> Requirements:
 
 
 LOCAL: Final = {"/metrics", "/status"}
-OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN, Credential.METRICS)
+OPEN_HERE: Final = (Credential.PUBLIC, Credential.LOCAL_OR_ADMIN, Credential.METRICS, Credential.STRIPE_SIGNATURE)
 GUARDED: Final = [call for call in CALLS if requirements_of(*call).credential not in OPEN_HERE]
 USERS: Final = (Credential.USER, Credential.XI_USER, Credential.USER_OR_ADMIN, Credential.LIST)
 OF_USERS: Final = [call for call in GUARDED if requirements_of(*call).credential in USERS]
@@ -81,9 +92,11 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
 
 
 def without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], str]:
-    """Return a response without the ID and time of the request."""
+    """Return a response without the ID, time and nonce of the request."""
     headers = {
-        name: value for name, value in answer.headers.items() if name not in ("x-request-id", "request-id", "date")
+        name: re.sub(r"'nonce-[\w-]+'", "'nonce'", value)
+        for name, value in answer.headers.items()
+        if name not in ("x-request-id", "request-id", "date")
     }
     return answer.status_code, headers, answer.text.replace(answer.headers["x-request-id"], "")
 
@@ -96,7 +109,7 @@ def test_every_route_declares_its_requirements() -> None:
     assert all(isinstance(route, ApiRoute) for route in ROUTES)
     needed = {socket.endpoint.requirements for socket in SOCKETS}  # type: ignore[attr-defined]
     assert needed == {Requirements(Credential.USER, Scope.SYNTHESIZE)}
-    assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC | LOCAL
+    assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC | PAGES | SIGNED | LOCAL
 
 
 @pytest.mark.parametrize("path", [socket.path for socket in SOCKETS])

@@ -46,7 +46,7 @@ MESSAGES: Final = {
 Token = Annotated[str, Query(max_length=200, description="From the URL of the page.")]
 
 
-@router.get("/v1/signup", responses={200: PAGE})
+@router.get("/v1/signup", responses={200: PAGE, 404: {**PAGE, "description": "The page; nothing is for sale."}})
 @page(Credential.PUBLIC)
 async def signup(request: Request) -> Response:
     """Show the form that begins a checkout."""
@@ -100,7 +100,12 @@ async def checkout(request: Request) -> Response:
 
 @router.get(
     "/v1/checkout/success",
-    responses={200: {"model": CheckoutReady, "content": PAGE["content"]}, **DISABLED, **PAYMENTS},
+    responses={
+        200: {"model": CheckoutReady, "content": PAGE["content"]},
+        **DISABLED,
+        **errors(_422="invalid_field"),
+        **PAYMENTS,
+    },
 )
 @page(Credential.PUBLIC)
 async def success(request: Request, token: Token = "") -> Response:
