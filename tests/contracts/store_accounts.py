@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from afterwords.errors import ConflictError, InvalidRequestError
+from afterwords.errors import ConflictError, InvalidRequestError, UnauthorizedError
+from afterwords.models import ApiKey
 from afterwords.server.records import AuditAction, NewKey
 from tests.contracts.store_world import START, World, digest
 
@@ -78,3 +80,32 @@ class AccountContract:
         assert await world.store.close_account("unknown") is None
         closed = [entry for entry in await world.store.list_audit(limit=None) if entry.action == "account_closed"]
         assert [entry.target_id for entry in closed] == [ann.account_id]
+
+    async def test_request_after_the_end_adds_no_row(self, world: World) -> None:
+        ann, voice = await world.caller("ann"), await world.add_voice()
+        await world.store.close_account(ann.account_id)
+
+        with pytest.raises(UnauthorizedError):
+            await world.add_voice(ann)
+        with pytest.raises(UnauthorizedError):
+            await world.store.add_key(NewKey(digest("x"), scopes=("synthesize",)), by=ann.key_id)
+        with pytest.raises(UnauthorizedError):
+            await world.add_job(ann, voice)
+        assert not await world.store.set_alias("mine", voice.voice_id, account_id=ann.account_id)
+        assert await world.store.rotate_key(ann.key_id, account_id=None, sha256=digest("y"), overlap_s=60) is None
+        assert [one.voice_id for one in await world.store.find_voices("me", account_id=ann.account_id)] == [
+            voice.voice_id
+        ]
+        assert len(await world.store.list_keys(account_id=ann.account_id)) == 1
+
+    async def test_key_made_while_an_account_closes_is_not_valid(self, world: World) -> None:
+        ann = await world.caller("ann")
+        names = [f"key {number}" for number in range(8)]
+        made = [world.store.add_key(NewKey(digest(name), account_id=ann.account_id)) for name in names]
+
+        closing = world.store.close_account(ann.account_id)
+        results = await asyncio.gather(*made[:4], closing, *made[4:], return_exceptions=True)
+
+        assert results.pop(4) == []
+        assert not [one for one in results if not isinstance(one, ApiKey | InvalidRequestError)]
+        assert [await world.store.find_caller(digest(name)) for name in names] == [None] * 8

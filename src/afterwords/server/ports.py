@@ -96,7 +96,7 @@ class Store(Protocol):
             NotFoundError, InvalidRequestError: The key, account or plan does not exist, or belongs to another account.
             ConflictError: The requesting key was rotated, and is valid only for its overlap.
             InsufficientScopeError: The requesting key has scopes or a limit.
-            UnauthorizedError: The new key has no scopes.
+            UnauthorizedError: The new key has no scopes, or the requesting key was revoked.
         """
 
     async def mark_keys_used(self, key_ids: Sequence[str]) -> None:
@@ -205,6 +205,7 @@ class Store(Protocol):
         Raises:
             ConflictError: The idempotency key was used with another body.
             QuotaExceededError: The account would exceed its storage quota.
+            UnauthorizedError: The account was closed.
         """
 
     async def find_repeated_voice(self, idempotency: Idempotency) -> StoredVoice | None:

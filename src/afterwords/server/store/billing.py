@@ -23,7 +23,7 @@ from afterwords.server.records import (
 )
 from afterwords.server.store import audit
 from afterwords.server.store import keys as key_rows
-from afterwords.server.store.locks import lock_account, lock_server
+from afterwords.server.store.locks import lock_account, lock_open_account, lock_server
 from afterwords.server.store.schema import accounts, checkouts, customers, keys, meter_batches, stripe_events
 from afterwords.server.store.statements import Insert
 
@@ -148,9 +148,8 @@ def mint(
     now: datetime,
 ) -> ApiKey | None:
     account_id = _account_to_show(connection, checkout_id, is_confirmed=is_confirmed)
-    if account_id is None:
+    if account_id is None or lock_open_account.read(connection, account_id=account_id) is None:
         return None
-    lock_account(connection, account_id=account_id)
     of_checkout = checkouts.c.checkout_id == checkout_id
     claim = update(checkouts).where(of_checkout, checkouts.c.shown_at.is_(None), checkouts.c.paid_at >= since)
     if not connection.execute(claim.values(shown_at=now, account_id=account_id)).rowcount:
@@ -179,9 +178,8 @@ def reissue(
     account_id = connection.execute(
         select(customers.c.account_id).where(customers.c.customer_id == customer_id)
     ).scalar()
-    if account_id is None:
+    if account_id is None or lock_open_account.read(connection, account_id=account_id) is None:
         return None
-    lock_account(connection, account_id=account_id)
     of_customer = _find_checkout(checkouts.c.customer_id == customer_id, checkouts.c.paid_at.is_not(None))
     row = connection.execute(of_customer.order_by(checkouts.c.paid_at.desc()).limit(1)).first()
     if row is None:  # the customer was imported, or subscribed in the Dashboard

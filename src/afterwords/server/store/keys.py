@@ -33,7 +33,7 @@ from afterwords.models import ApiKey, JobStatus, new_id
 from afterwords.server.records import Actor, AuditAction, Caller, NewKey
 from afterwords.server.store import audit
 from afterwords.server.store.jobs import end, ending
-from afterwords.server.store.locks import lock_account, lock_server
+from afterwords.server.store.locks import lock_account, lock_open_account, lock_server
 from afterwords.server.store.schema import IS_PENDING, accounts, jobs, keys, server, usage, webhooks
 from afterwords.server.store.statements import Query
 from afterwords.server.store.usage import current_period
@@ -75,10 +75,8 @@ def add(connection: Connection, key: NewKey, *, by: str | None, actor: Actor, no
     else:
         if key.plan is not None:
             raise InvalidRequestError.invalid_field("plan", rule="the account exists; `accounts set-plan` changes it")
-        account = select(accounts.c.account_id).where(
-            accounts.c.account_id == account_id, accounts.c.closed_at.is_(None)
-        )
-        if account_id != (own or account_id) or connection.execute(account).first() is None:
+        is_open = lock_open_account.read(connection, account_id=account_id) is not None
+        if account_id != (own or account_id) or not is_open:
             raise InvalidRequestError.invalid_field("account_id", rule="there is no such account")
     if requesting and not key.scopes:
         raise UnauthorizedError(code="admin_required")
@@ -170,6 +168,8 @@ def rotate(
         _check_may_manage(connection, by)
     if old.expires_at is not None:
         raise ConflictError(code="key_replaced")
+    if lock_open_account.read(connection, account_id=old.account_id) is None:
+        return None
     expires_at = now + timedelta(seconds=overlap_s)
     connection.execute(update(keys).where(keys.c.key_id == key_id).values(expires_at=expires_at))
     new = NewKey(sha256, old.label, tuple(old.scopes.split()), old.character_limit, prefix=prefix)
@@ -184,6 +184,8 @@ def _check_may_manage(connection: Connection, by: str) -> Row[Any]:
     caller of a request may be half a second old.
     """
     row = _find(connection, by, None)
+    if row is not None and row.revoked_at is not None:
+        raise UnauthorizedError
     if row is None or row.expires_at is not None:
         raise ConflictError(code="key_replaced")
     if row.scopes or row.character_limit is not None:

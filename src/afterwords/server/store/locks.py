@@ -18,6 +18,10 @@ lock_server: Final = RowLock(select(server.c.server_id), of=server)
 _TERMS = [accounts.c[name] for name in ("plan", "suspended_at", "period_start", "period_end", "stored_bytes")]
 lock_account: Final = RowLock(select(*_TERMS).where(accounts.c.account_id == bindparam("account_id")), of=accounts)
 """Its `read` returns what `jobs.submit` needs of the account."""
+lock_open_account: Final = RowLock(
+    _ACCOUNT.where(accounts.c.account_id == bindparam("account_id"), accounts.c.closed_at.is_(None)), of=accounts
+)
+"""Its `read` returns None if the account was closed since the request was authenticated."""
 lock_account_of_job: Final = RowLock(
     _ACCOUNT.join(jobs, jobs.c.account_id == accounts.c.account_id).where(jobs.c.job_id == bindparam("job_id")),
     of=accounts,

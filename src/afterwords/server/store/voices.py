@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, not_, select, union_all, update
 
+from afterwords.errors import UnauthorizedError
 from afterwords.models import Alias, new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import audit, idempotency, usage
-from afterwords.server.store.locks import lock_account, lock_account_of_voice
+from afterwords.server.store.locks import lock_account, lock_account_of_voice, lock_open_account
 from afterwords.server.store.schema import (
     IS_KEPT,
     IS_PENDING,
@@ -79,7 +80,8 @@ def add(
     quota_bytes: int | None = None,
     now: datetime,
 ) -> StoredVoice:
-    lock_account(connection, account_id=voice.account_id)
+    if lock_open_account.read(connection, account_id=voice.account_id) is None:
+        raise UnauthorizedError
     if request and (before := find_repeated(connection, request)):
         return before
     if voice.home_id is not None:
@@ -156,8 +158,8 @@ def list_aliases(connection: Connection, *, account_id: str) -> list[Alias]:
 
 
 def set_alias(connection: Connection, alias: str, voice_id: str, *, account_id: str) -> bool:
-    lock_account(connection, account_id=account_id)
-    if get(connection, voice_id, account_id=account_id) is None:
+    is_open = lock_open_account.read(connection, account_id=account_id) is not None
+    if not is_open or get(connection, voice_id, account_id=account_id) is None:
         return False
     remove_alias(connection, alias, account_id=account_id)
     connection.execute(insert(aliases).values(account_id=account_id, alias=alias, voice_id=voice_id))
