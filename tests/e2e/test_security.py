@@ -108,7 +108,10 @@ def test_every_route_declares_its_requirements() -> None:
     assert len(ROUTES) + len(SOCKETS) == len(create_app().routes)
     assert all(isinstance(route, ApiRoute) for route in ROUTES)
     needed = {socket.endpoint.requirements for socket in SOCKETS}  # type: ignore[attr-defined]
-    assert needed == {Requirements(Credential.USER, Scope.SYNTHESIZE)}
+    assert {(each.credential, each.scope) for each in needed} == {
+        (Credential.USER, Scope.SYNTHESIZE),
+        (Credential.XI_USER, Scope.SYNTHESIZE),
+    }
     assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC | PAGES | SIGNED | LOCAL
 
 

@@ -18,7 +18,7 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.faces import elevenlabs, openai, openai_socket
+from afterwords.server.faces import elevenlabs, elevenlabs_socket, openai, openai_socket
 from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
@@ -182,7 +182,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
                 include_in_schema=route.include_in_schema,
                 route_class_override=ServerRoute,
             )
-    for path, socket in openai_socket.SOCKETS.items():
+    for path, socket in (openai_socket.SOCKETS | elevenlabs_socket.SOCKETS).items():
         to.add_api_websocket_route(path, make_endpoint(path, socket, lifetime))
     return ServerRoute
 

@@ -9,10 +9,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from afterwords.errors import AfterwordsError, InvalidRequestError, ServiceError
@@ -108,11 +108,11 @@ def make_endpoint(path: str, endpoint: Endpoint, lifetime: Lifetime) -> Callable
             refusal = context.task.take_revocation() if context.task is not None else None
             if refusal is None:
                 raise
-            await _refuse(socket, refusal)
+            await _refuse(socket, requirements, refusal)
         except AfterwordsError as error:
             if error.code == "internal_error" and error.__cause__ is not None:
                 log.error("failed request_id=%s kind=%s", context.request_id, type(error.__cause__).__name__)
-            await _refuse(socket, error)
+            await _refuse(socket, requirements, error)
         finally:
             if context.task is not None and context.state is not None:
                 context.state.authenticator.requests.leave(context.task)
@@ -134,7 +134,7 @@ def _check_origin(context: RequestContext) -> None:
         )
 
 
-async def _refuse(socket: Socket, error: AfterwordsError) -> None:
+async def _refuse(socket: Socket, requirements: Requirements, error: AfterwordsError) -> None:
     """Answer a handshake with an error; close a connection with it."""
     context = socket.context
     if context.status:
@@ -146,8 +146,10 @@ async def _refuse(socket: Socket, error: AfterwordsError) -> None:
                 return
         return
     response = error_response(error, context.request_id)
+    if (answer := requirements.answer_error) is not None and context.state is not None:
+        response = await answer(cast("Request", socket), error)
     response.headers["X-Request-Id"] = context.request_id
-    context.status = error.http_status
+    context.status = response.status_code
     await socket.send_denial_response(response)
 
 

@@ -92,7 +92,7 @@ class ElevenError(ResponseBody):
     error: ElevenErrorNumber = Field(description="The same.")
 
 
-async def _answer_error(request: Request, error: AfterwordsError) -> Response:
+async def answer_error(request: Request, error: AfterwordsError) -> Response:
     status = 422 if error.code == "missing_field" else error.http_status
     detail = ElevenErrorDetail(
         status=_STATUSES.get(error.code, error.code),
@@ -119,7 +119,7 @@ def opened_by_xi_key(
     scope: Scope | None = None, **limits: Any
 ) -> Callable[[Callable[P, Awaitable[Response]]], Callable[P, Awaitable[Response]]]:
     """Declare an endpoint with the key, the errors and the `request-id` of ElevenLabs."""
-    declare = requires(Credential.XI_USER, scope, answer_error=_answer_error, **limits)
+    declare = requires(Credential.XI_USER, scope, answer_error=answer_error, **limits)
 
     def decorate(endpoint: Callable[P, Awaitable[Response]]) -> Callable[P, Awaitable[Response]]:
         @wraps(endpoint)
@@ -198,7 +198,7 @@ async def speak(
         voice_id=(await find_speaker(state.store, caller, voice_id)).voice_id,
         text=body.text,
         lang=body.language_code or None,
-        backend=_find_backend(body.model_id, state.dispatcher.backends),
+        backend=find_backend(body.model_id, state.dispatcher.backends),
         speed=1.0 if speed is None else speed,
         seed=body.seed,
     )
@@ -226,7 +226,7 @@ async def speak_with_timestamps(
     )
 
 
-def _find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
+def find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
     """Return the backend that a model names; None is that of the voice.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Final
@@ -127,6 +128,11 @@ class LiveReply:
         self._is_ended = self._is_closed = False
         self._pause_s = 0.0
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is spoken or waits to be."""
+        return not self._open and not self._waiting
+
     def feed(self, piece: str) -> None:
         """Add a piece of the text.
 
@@ -178,12 +184,18 @@ class LiveReply:
                 await unit.close(is_whole=True)
         finally:
             self._is_closed = True
+            self._waiting.clear()
             self._changed.notify_all()
-            await asyncio.wait({opening})  # not cancelled: a job that is just being created must be closed below
-            if not opening.cancelled():
-                opening.exception()
-            while self._open:
-                await self._open.popleft().close(is_whole=False)
+            closing = asyncio.create_task(self._close_units(opening))
+            while not closing.done():
+                with suppress(asyncio.CancelledError):  # the task is ending; its jobs must be cancelled first
+                    await asyncio.wait({closing})
+
+    async def _close_units(self, opening: asyncio.Task[None]) -> None:
+        await asyncio.wait({opening})  # not cancelled: a job that is just being created must be closed, too
+        opening.exception()  # retrieve it, or asyncio logs it as never retrieved
+        while self._open:
+            await self._open.popleft().close(is_whole=False)
 
     async def _open_units(self) -> None:
         synthesis, caller = state_of(self._connection).synthesis, caller_of(self._connection)

@@ -1,0 +1,249 @@
+"""ElevenLabs' WebSockets, `stream-input` and `multi-stream-input`: text in, audio in JSON out."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect
+
+from afterwords.audio.encoding import Encoding
+from afterwords.errors import AfterwordsError, InvalidRequestError, LimitError
+from afterwords.models import SpeechFormat, SpeechOptions, now
+from afterwords.provenance import mark_tags
+from afterwords.server.auth import Credential, requires
+from afterwords.server.faces.elevenlabs import DEFAULT_FORMAT, FORMATS, answer_error, find_backend
+from afterwords.server.records import Scope, StoredVoice
+from afterwords.server.routes.audio import encode_stream
+from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
+from afterwords.server.routes.responses import caller_of, state_of
+from afterwords.server.services.synthesis import SynthesisRequest
+from afterwords.server.services.voices import find_speaker
+from afterwords.server.sockets import FRAME_MAX_BYTES, INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
+
+CONTEXTS_MAX: Final = 5
+INACTIVITY_S: Final = 20.0
+"""Longest time without a message while nothing is spoken, unless `inactivity_timeout` says otherwise."""
+INACTIVITY_MAX_S: Final = 180.0
+
+
+@requires(Credential.XI_USER, Scope.SYNTHESIZE, answer_error=answer_error)
+async def speak_contexts(socket: Socket) -> None:
+    """Speak several texts while they are being written, each with its context, as `multi-stream-input` does."""
+    session = await _Session.open(socket)
+    await socket.accept()
+    try:
+        await session.receive_contexts()
+        await socket.end()
+    except AfterwordsError as error:
+        await socket.send_message({"error": error.message, "code": error.code})
+        await socket.end(_close_code(error), error.message)
+    finally:
+        await session.close()
+
+
+@requires(Credential.XI_USER, Scope.SYNTHESIZE, answer_error=answer_error)
+async def speak_one(socket: Socket) -> None:
+    """Speak one text while it is being written, as `stream-input` does.
+
+    ElevenLabs' client understands errors only as a message on an open connection.
+    """
+    await socket.accept()
+    try:
+        session = await _Session.open(socket)
+        try:
+            await session.receive_one()
+        finally:
+            await session.close()
+        await socket.end()
+    except AfterwordsError as error:
+        code = _close_code(error)
+        await socket.send_message({"message": error.message, "error": error.code, "code": code})
+        await socket.end(code, error.message)
+
+
+def _close_code(error: AfterwordsError) -> int:
+    return INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION
+
+
+class _Context:
+    """One text and the task that sends its audio, as one encoded stream."""
+
+    def __init__(self, session: _Session, reply: LiveReply, context_id: str | None) -> None:
+        self.reply = reply
+        self.is_ended = False
+        self._session = session
+        self._ids = {} if context_id is None else {"contextId": context_id}
+        self.task = asyncio.create_task(self._send())
+
+    def end(self) -> None:
+        """End the text: its audio is still sent. The second time, what was not sent is cancelled."""
+        if self.is_ended:
+            self.task.cancel()
+        self.is_ended = True
+        self.reply.end()
+
+    async def _send(self) -> None:
+        """Send the audio; an error of a context ends this context only, one of the only context is raised.
+
+        Raises:
+            AfterwordsError: There is only one context, and its speech failed.
+        """
+        socket = self._session.socket
+        try:
+            async with aclosing(self.reply.units()) as units:
+                first = await anext(units, None)
+                if first is not None:
+                    async with aclosing(self._encode(first, units)) as encoded:
+                        async for data in encoded:
+                            for start in range(0, len(data), FRAME_MAX_BYTES):
+                                audio = b64encode(data[start : start + FRAME_MAX_BYTES]).decode()
+                                times = {"alignment": None, "normalizedAlignment": None}
+                                await socket.send_message({"audio": audio, "isFinal": None, **self._ids, **times})
+            await socket.send_message({"audio": None, "isFinal": True, **self._ids})
+        except AfterwordsError as error:
+            if not self._ids:
+                raise
+            await socket.send_message({"error": error.message, "code": error.code, **self._ids})
+        except ClientDisconnect:
+            return  # the session ends
+
+    def _encode(self, first: LiveUnit, rest: AsyncGenerator[LiveUnit, None]) -> AsyncGenerator[bytes, None]:
+        async def pcm() -> AsyncGenerator[bytes, None]:
+            async for chunk in first.pcm():
+                yield chunk
+            async for unit in rest:
+                async for chunk in unit.pcm():
+                    yield chunk
+
+        voice, encoding = self._session.voice, self._session.encoding
+        tags = mark_tags(backend=first.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
+        if encoding.format is SpeechFormat.MP3:  # players break at ID3 where they expect a frame
+            tags = {}
+        return encode_stream(self._session.socket, pcm(), first.sample_rate, encoding, tags)
+
+
+class _Session:
+    def __init__(
+        self, socket: Socket, voice: StoredVoice, options: SynthesisRequest, encoding: Encoding, inactivity_s: float
+    ) -> None:
+        self.socket = socket
+        self.voice = voice
+        self.encoding = encoding
+        self._options = options
+        self._inactivity_s = inactivity_s
+        self._is_immediate = socket.query_params.get("auto_mode") == "true"
+        self._contexts: dict[str, _Context] = {}
+
+    @classmethod
+    async def open(cls, socket: Socket) -> _Session:
+        """Check path, query and quota.
+
+        Raises:
+            AfterwordsError: The voice or model is unknown, a parameter is invalid, or no characters are left.
+        """
+        state, caller, query = state_of(socket), caller_of(socket), socket.query_params
+        encoding = FORMATS.get(query.get("output_format", DEFAULT_FORMAT))
+        if encoding is None:
+            raise InvalidRequestError.invalid_field("output_format", rule=f"it must be one of {', '.join(FORMATS)}")
+        inactivity = query.get("inactivity_timeout", str(INACTIVITY_S))
+        try:
+            inactivity_s = min(max(float(inactivity), 1.0), INACTIVITY_MAX_S)
+        except ValueError:
+            raise InvalidRequestError.invalid_field("inactivity_timeout", rule="it must be a number") from None
+        voice = await find_speaker(state.store, caller, socket.path_params["voice_id"])
+        backend = find_backend(query.get("model_id"), state.dispatcher.backends)
+        await check_quota(socket)
+        options = SynthesisRequest(voice.voice_id, "", lang=query.get("language_code") or None, backend=backend)
+        return cls(socket, voice, options, encoding, inactivity_s)
+
+    async def close(self) -> None:
+        """Cancel what was not sent."""
+        tasks = [context.task for context in self._contexts.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def receive_contexts(self) -> None:
+        """Receive the messages of `multi-stream-input` until the client closes the socket, or sends none in time."""
+        while (message := await self._receive()) is not None and not message.get("close_socket"):
+            context_id = message.get("context_id") or message.get("contextId") or "default"
+            if not isinstance(context_id, str):
+                raise InvalidRequestError.invalid_field("context_id", rule="it must be a string")
+            context = self._contexts.get(context_id)
+            if context is None and message.get("text"):
+                n_open = sum(not context.task.done() for context in self._contexts.values())
+                if n_open >= CONTEXTS_MAX:
+                    error = LimitError(f"{CONTEXTS_MAX} contexts are open.", code="too_many_concurrent_requests")
+                    await self.socket.send_message(
+                        {"error": error.message, "code": error.code, "contextId": context_id}
+                    )
+                    continue
+                context = self._begin(message, context_id)
+            if context is None or context.task.done():  # a keep-alive, or a context that has ended
+                continue
+            self._feed(context, message)
+            if message.get("close_context"):
+                context.end()
+
+    async def receive_one(self) -> None:
+        """Receive the messages of `stream-input`, and send all audio up to an empty text."""
+        if (first := await self._receive()) is None:
+            return
+        context = self._begin(first, None)
+
+        async def receive() -> None:
+            message: dict[str, Any] | None = first
+            while message is not None:
+                self._feed(context, message)
+                if message.get("text") == "" and not context.is_ended:
+                    context.end()
+                message = await self._receive()
+            context.reply.end()
+            await asyncio.wait({context.task})
+
+        async def wait_until_sent() -> None:
+            await asyncio.wait({context.task})
+
+        await run_until_first(receive(), wait_until_sent())
+        if context.task.done():
+            context.task.result()
+
+    async def _receive(self) -> dict[str, Any] | None:
+        """Return the next message; None if none came in time while nothing was spoken."""
+        while True:
+            message = await self.socket.receive_message(timeout_s=self._inactivity_s)
+            if message is not None or all(context.reply.is_idle for context in self._contexts.values()):
+                return message
+
+    def _begin(self, message: dict[str, Any], context_id: str | None) -> _Context:
+        for done in [key for key, context in self._contexts.items() if context.task.done()]:
+            del self._contexts[done]
+        settings = message.get("voice_settings") or {}
+        speed = settings.get("speed") if isinstance(settings, dict) else None
+        options = self._options
+        if isinstance(speed, int | float) and not isinstance(speed, bool):
+            options = replace(options, speed=SpeechOptions.check(speed=float(speed)).speed)
+        context = _Context(self, LiveReply(self.socket, options, "clause"), context_id)
+        self._contexts[context_id or ""] = context
+        return context
+
+    def _feed(self, context: _Context, message: dict[str, Any]) -> None:
+        text = message.get("text") or ""
+        if not isinstance(text, str):
+            raise InvalidRequestError.invalid_field("text", rule="it must be a string")
+        if context.is_ended:
+            return
+        context.reply.feed(text)
+        if message.get("flush") or (self._is_immediate and text.strip()):
+            context.reply.flush()
+
+
+SOCKETS: Final = {
+    "/elevenlabs/v1/text-to-speech/{voice_id}/multi-stream-input": speak_contexts,
+    "/elevenlabs/v1/text-to-speech/{voice_id}/stream-input": speak_one,
+}

@@ -1,0 +1,170 @@
+"""ElevenLabs' WebSockets against a real server process, with the messages that LiveKit, Pipecat and ElevenLabs send."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from afterwords.audio.wav import Samples
+from afterwords.backends.tone import SECONDS_PER_CHARACTER
+from tests.e2e.served import Served, register, serving, wait_until
+
+SLOW = "fault-slow " + "and so on, " * 20
+RATE = 24_000
+STEEPEST = 0.2 * 2 * np.pi * 800 / RATE + 2 / 32768
+"""Largest step between two samples of the highest tone."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("socket") / "home") as server:
+        with server.client() as client:
+            register(client, name="me")
+        yield server
+
+
+def open_socket(served: Served, path: str, *, key: str | None = None, voice: str = "me", **query: str) -> Any:
+    parameters = {"model_id": "eleven_flash_v2_5", "output_format": "pcm_24000", **query}
+    url = f"{served.url.replace('http', 'ws', 1)}/elevenlabs/v1/text-to-speech/{voice}/{path}"
+    url += "?" + "&".join(f"{name}={value}" for name, value in parameters.items())
+    return connect(url, additional_headers={"xi-api-key": key or served.key}, proxy=None, max_size=65_535)
+
+
+def send(socket: ClientConnection, **message: Any) -> None:
+    socket.send(json.dumps(message))
+
+
+def receive(socket: ClientConnection, context_id: str | None) -> Samples:
+    """Return the audio of a context up to its last message."""
+    audio = b""
+    while True:
+        message = json.loads(socket.recv(timeout=60))
+        assert message.get("contextId") == context_id, message
+        assert "error" not in message, message
+        if message["isFinal"]:
+            return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)
+        audio += b64decode(message["audio"])
+
+
+def check_tone(samples: Samples, n_characters: int) -> None:
+    """Check the length, up to the pauses, and that no join clicks."""
+    assert len(samples) / RATE == pytest.approx(SECONDS_PER_CHARACTER * n_characters, abs=0.5)
+    assert np.abs(np.diff(samples, prepend=0, append=0)).max() <= STEEPEST
+
+
+# -- multi-stream-input -----------------------------------------------------------------------------------------
+
+
+def test_livekit_speaks_sentence_by_sentence(served: Served) -> None:
+    with open_socket(served, "multi-stream-input", auto_mode="true", sync_alignment="true") as socket:
+        for turn in ("a", "b"):
+            send(socket, text=" ", voice_settings={}, context_id=turn)
+            send(socket, text="Here is a sentence. ", context_id=turn, flush=True)
+            first = json.loads(socket.recv(timeout=60))  # before the text ends
+            assert (first["contextId"], first["isFinal"]) == (turn, None)
+            send(socket, text="And here is the next. ", context_id=turn, flush=True)
+            send(socket, text="", context_id=turn, flush=True)
+            send(socket, context_id=turn, close_context=True)
+            rest = receive(socket, turn)
+            start = np.frombuffer(b64decode(first["audio"]), "<i2").astype(np.float32) / np.float32(32768)
+            check_tone(np.concatenate([start, rest]), 42)
+
+
+def test_pipecat_speaks_without_flush_and_keeps_alive(served: Served) -> None:
+    with open_socket(served, "multi-stream-input", auto_mode="true") as socket:
+        send(socket, text=" ", context_id="c")
+        send(socket, text="")
+        send(socket, text="", context_id="c")
+        send(socket, text="A sentence.", context_id="c")
+        first = json.loads(socket.recv(timeout=60))
+        assert first["contextId"] == "c"
+        assert first["audio"]
+        send(socket, context_id="c", flush=True)
+        send(socket, context_id="c", close_context=True)
+        receive(socket, "c")
+        send(socket, close_socket=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+
+
+def test_closing_a_context_twice_cancels_it(served: Served) -> None:
+    key = served.new_key()
+    with served.client(key) as client:
+        register(client, name="me")
+        with open_socket(served, "multi-stream-input", key=key) as socket:
+            send(socket, text=f"{SLOW}.", context_id="c", flush=True)
+            socket.recv(timeout=60)
+            send(socket, context_id="c", close_context=True)
+            send(socket, context_id="c", close_context=True)
+
+            def final() -> list[str] | None:
+                found = [job["status"] for job in client.get("/v1/jobs").json()]
+                return None if "pending" in found else found
+
+            assert "cancelled" in wait_until(final, what="the cancellation")
+
+
+def test_error_names_its_context(served: Served) -> None:
+    with open_socket(served, "multi-stream-input") as socket:
+        send(socket, text="Wrong\u0007.", context_id="bad", flush=True)
+        message = json.loads(socket.recv(timeout=60))
+        assert (message["contextId"], message["code"]) == ("bad", "control_character")
+        assert isinstance(message["error"], str)
+        send(socket, text="Another one.", context_id="good", flush=True)
+        send(socket, context_id="good", close_context=True)
+        check_tone(receive(socket, "good"), 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"key": "aw_" + "x" * 40}, 401),
+        ({"voice": "someone"}, 404),
+        ({"output_format": "mp3"}, 422),
+        ({"model_id": "eleven_v4"}, 404),
+    ],
+)
+def test_handshake_is_refused_in_their_shape(served: Served, change: dict[str, str], status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused, open_socket(served, "multi-stream-input", **change):
+        pass
+    assert refused.value.response.status_code == status
+    assert json.loads(refused.value.response.body)["error"]["code"] == status
+
+
+# -- stream-input -----------------------------------------------------------------------------------------------
+
+
+def test_stream_input_speaks_and_closes(served: Served) -> None:
+    with open_socket(served, "stream-input") as socket:
+        send(socket, text=" ", try_trigger_generation=True, voice_settings=None)
+        for words in ("Once upon a time, ", "there was a king. ", "He had a voice."):
+            send(socket, text=words, try_trigger_generation=True)
+        first = json.loads(socket.recv(timeout=60))  # before the text ends
+        send(socket, text="")
+        rest = receive(socket, None)
+        start = np.frombuffer(b64decode(first["audio"]), "<i2").astype(np.float32) / np.float32(32768)
+        check_tone(np.concatenate([start, rest]), 51)
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+
+
+def test_stream_input_refuses_by_a_message(served: Served) -> None:
+    with open_socket(served, "stream-input", voice="someone") as socket:
+        message = json.loads(socket.recv(timeout=60))
+        assert (message["error"], message["code"]) == ("voice_not_found", 1008)
+        assert "no such voice" in message["message"]
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
