@@ -6,6 +6,9 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
+
+from afterwords.errors import ConflictError
 from afterwords.models import ApiKey
 from afterwords.server.records import (
     AttemptResult,
@@ -16,6 +19,7 @@ from afterwords.server.records import (
     Subscription,
 )
 from tests.contracts.store_world import World, audio, digest
+from tests.error_codes import has_code
 
 HOUR = timedelta(hours=1)
 EMAIL = "ann@example.com"
@@ -85,6 +89,16 @@ class BillingContract:
             await self.begin(world, since=world.clock.now() + HOUR),
         ]
         assert len({first.checkout_id, *(one.checkout_id for one in others)}) == 6
+
+    async def test_idempotency_key_begins_one_checkout(self, world: World) -> None:
+        first, again = [await self.begin(world, is_only=True) for _ in range(2)]
+        assert again == first
+        for other in ({"email": "bob@example.com"}, {"plan": "small"}):
+            with pytest.raises(ConflictError, check=has_code("idempotency_conflict")):
+                await self.begin(world, is_only=True, **other)
+        assert await self.begin(world, email="bob@example.com") != first
+        world.clock.advance(HOUR.total_seconds() + 1)
+        assert (await self.begin(world, email="eve@example.com", is_only=True)).email == "eve@example.com"
 
     async def test_first_customer_of_an_address_wins(self, world: World) -> None:
         one, two = await self.begin(world, "one"), await self.begin(world, "two")

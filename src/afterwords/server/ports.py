@@ -380,9 +380,23 @@ class Store(Protocol):
     # billing
 
     async def begin_checkout(
-        self, *, email: str, plan: str, browser_sha256: bytes, account_id: str | None, since: datetime
+        self,
+        *,
+        email: str,
+        plan: str,
+        browser_sha256: bytes,
+        account_id: str | None,
+        since: datetime,
+        is_only: bool = False,
     ) -> StoredCheckout:
-        """Add a checkout of the account that is signed in, or return the same one that was begun since, if not paid."""
+        """Add a checkout of the account that is signed in, or return the same one that was begun since, if not paid.
+
+        Args:
+            is_only: The cookie of the browser is that of an idempotency key.
+
+        Raises:
+            ConflictError: The idempotency key was used for another address or plan since.
+        """
 
     async def get_checkout(self, checkout_id: str) -> StoredCheckout | None: ...
 

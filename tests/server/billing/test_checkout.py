@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from httpx import Response
 
 from afterwords.errors import ConflictError, LimitError
 from afterwords.server.app_state import open_billing
@@ -80,6 +81,33 @@ async def test_same_browser_gets_its_session_back(shop: Shop) -> None:
         clicks = await together(*(browser.sign_up("same@example.com") for _ in range(3)))
         assert {answer.json()["url"] for answer in clicks} == {first["url"]}
     assert shop.stripe.count("checkout.session", customer=first["customer"]) == 1
+
+
+async def test_idempotency_key_stands_for_the_cookie(shop: Shop) -> None:
+    email, once = "retry@example.com", {"Idempotency-Key": "91f5c0de-70c4-4a52-9f0e-0c7d7f2f6b11"}
+
+    async def ask(key: dict[str, str] = once, cookie: str = "", **fields: str) -> Response:
+        async with shop.browser() as program:
+            program.cookies.update({"aw_checkout": cookie} if cookie else {})
+            return await program.post("/v1/checkout", json={"email": email} | fields, headers=key)
+
+    first, *others = await together(*(ask() for _ in range(3)))
+    again = await ask(cookie=first.cookies["aw_checkout"])
+    for answer in (*others, again):
+        assert (answer.json(), answer.cookies["aw_checkout"]) == (first.json(), first.cookies["aw_checkout"])
+    session = shop.stripe.objects[first.json()["url"].rpartition("/")[2]]
+    assert shop.stripe.count("checkout.session", customer=session["customer"]) == 1
+    for cookie in ("", first.cookies["aw_checkout"]):
+        other = await ask(cookie=cookie, email="other-retry@example.com")
+        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert shop.stripe.count("customer", email="other-retry@example.com") == 0
+    assert (await ask({"Idempotency-Key": "a b"})).status_code == 422
+    shop.stripe.pay(session["id"])
+    assert set(await shop.deliver()) == {200}
+    state = await shop.billing.success(token_of(session), first.cookies["aw_checkout"])
+    assert state is CheckoutState.READY
+    elsewhere = await ask({"Idempotency-Key": "another"}, cookie="d" * 43)  # a browser keeps its cookie
+    assert elsewhere.cookies["aw_checkout"] == "d" * 43
 
 
 @pytest.mark.parametrize("is_at_once", [False, True])

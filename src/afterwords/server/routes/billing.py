@@ -15,6 +15,7 @@ from afterwords.server.auth import Credential, requires
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
 from afterwords.server.routes.schemas import EventReceived
 from afterwords.server.services.billing import Billing, billing_disabled
+from afterwords.server.services.signing import checkout_browser
 
 router = APIRouter(tags=["billing"])
 
@@ -69,17 +70,31 @@ class Started:
 
 
 async def start_checkout(
-    request: Request, email: str, plan: str | None = None, *, account_id: str | None = None
+    request: Request,
+    email: str,
+    plan: str | None = None,
+    *,
+    account_id: str | None = None,
+    idempotency_key: str | None = None,
 ) -> Started:
-    """Begin a checkout for the browser that sent a request; see `Billing.begin_checkout`."""
+    """Begin a checkout for the browser that sent a request; see `Billing.begin_checkout`.
+
+    Args:
+        idempotency_key: Gives the cookie of a program that sent none, so that a retry continues the same checkout.
+    """
     billing, context = billing_of(request), context_of(request)
     billing.limit(
         state_of(request).authenticator.client_address(
             (request.scope.get("client") or ("",))[0], context.headers.get(b"x-forwarded-for", ())
         )
     )
-    browser = browser_of(request) or secrets.token_urlsafe(32)
-    return Started(await billing.begin_checkout(email, plan, browser, account_id=account_id), browser)
+    if idempotency_key is None:
+        new = secrets.token_urlsafe(32)
+    else:
+        new = checkout_browser(state_of(request).authenticator.secret, idempotency_key)
+    browser = browser_of(request) or new
+    url = await billing.begin_checkout(email, plan, browser, account_id=account_id, is_only=browser == new)
+    return Started(url, browser)
 
 
 @router.post(

@@ -162,7 +162,15 @@ class Billing:
 
     # -- checkout
 
-    async def begin_checkout(self, email: str, plan: str | None, browser: str, *, account_id: str | None = None) -> str:
+    async def begin_checkout(
+        self,
+        email: str,
+        plan: str | None,
+        browser: str,
+        *,
+        account_id: str | None = None,
+        is_only: bool = False,
+    ) -> str:
         """Return the URL at which the browser continues: Stripe's page, or that for customers who have a plan.
 
         Args:
@@ -170,11 +178,12 @@ class Billing:
             plan: None: the plan that can be bought, the first of several.
             browser: Value of the browser's cookie.
             account_id: The account that is signed in.
+            is_only: The cookie is that of an idempotency key: it may begin one checkout.
 
         Raises:
             InvalidRequestError: The address or the plan is invalid.
             ConflictError: `checkout_replaced`: another checkout of the same customer began meanwhile;
-                `email_in_use`: the address is that of another account.
+                `email_in_use`: the address is that of another account; `idempotency_conflict`.
             ServiceUnavailableError: Stripe does not answer, or with an error. Nothing was changed.
         """
         email, plan = normalize_email(email), self._check_plan(plan)
@@ -185,6 +194,7 @@ class Billing:
             browser_sha256=sha256(browser.encode()).digest(),
             account_id=account_id,
             since=self._clock.now() - SAME_CHECKOUT,
+            is_only=is_only,
         )
         try:
             return await self._continue_checkout(checkout, own)

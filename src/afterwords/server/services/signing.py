@@ -79,6 +79,12 @@ def checkout_token(secret: bytes, purpose: str, checkout_id: str) -> str:
     return f"{checkout_id}.{mark}"
 
 
+def checkout_browser(secret: bytes, idempotency_key: str) -> str:
+    """Return the cookie of a program that begins a checkout with an idempotency key: a retry gets the same one."""
+    mark = hmac.digest(secret, b"\0".join([_CHECKOUT, b"browser", idempotency_key.encode()]), "sha256")
+    return base64.urlsafe_b64encode(mark).decode().rstrip("=")
+
+
 def read_checkout_token(secret: bytes, purpose: str, token: str) -> str | None:
     """Return the checkout of a token. None: it is not a token for this purpose."""
     checkout_id = token.partition(".")[0]

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, select, text, update
 
+from afterwords.errors import ConflictError
 from afterwords.models import ApiKey, new_id
 from afterwords.server.records import (
     ENTITLED,
@@ -82,16 +83,19 @@ def begin_checkout(
     browser_sha256: bytes,
     account_id: str | None,
     since: datetime,
+    is_only: bool,
     now: datetime,
 ) -> StoredCheckout:
     lock_server(connection)  # two clicks are one checkout
+    of_browser = and_(checkouts.c.browser_sha256 == browser_sha256, checkouts.c.created_at >= since)
+    is_same = and_(checkouts.c.email == email, checkouts.c.plan == plan)
+    if is_only and connection.execute(_find_checkout(of_browser, ~is_same)).first() is not None:
+        raise ConflictError(code="idempotency_conflict")
     same = _find_checkout(
-        checkouts.c.browser_sha256 == browser_sha256,
-        checkouts.c.email == email,
-        checkouts.c.plan == plan,
+        of_browser,
+        is_same,
         checkouts.c.account_id.is_not_distinct_from(account_id),
         checkouts.c.paid_at.is_(None),
-        checkouts.c.created_at >= since,
     )
     row = connection.execute(same.order_by(checkouts.c.created_at.desc()).limit(1)).first()
     if row is None:

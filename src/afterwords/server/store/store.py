@@ -483,7 +483,14 @@ class SqlStore:
     # -- billing ---------------------------------------------------------------------------------------------
 
     async def begin_checkout(
-        self, *, email: str, plan: str, browser_sha256: bytes, account_id: str | None, since: datetime
+        self,
+        *,
+        email: str,
+        plan: str,
+        browser_sha256: bytes,
+        account_id: str | None,
+        since: datetime,
+        is_only: bool = False,
     ) -> StoredCheckout:
         return await self.database.write(
             billing.begin_checkout,
@@ -492,6 +499,7 @@ class SqlStore:
             browser_sha256=browser_sha256,
             account_id=account_id,
             since=since,
+            is_only=is_only,
             now=self._clock.now(),
         )
 

@@ -11,7 +11,7 @@ from afterwords.errors import ServiceError
 from afterwords.server.auth import Credential
 from afterwords.server.records import CheckoutState
 from afterwords.server.routes.billing import DISABLED, PAYMENTS, PRIVATE, billing_of, browser_of, start_checkout
-from afterwords.server.routes.responses import context_of, errors, json_response
+from afterwords.server.routes.responses import IdempotencyKey, context_of, errors, json_response
 from afterwords.server.routes.schemas import CheckoutBody, CheckoutReady, CheckoutStarted
 from afterwords.server.routing import FORM, parse_body
 from afterwords.server.web.account import show_key
@@ -62,7 +62,7 @@ async def signup(request: Request) -> Response:
             _400="missing_field, invalid_json, invalid_multipart, invalid_host",
             _404="billing_disabled",
             _408="request_timeout",
-            _409="checkout_replaced, email_in_use",
+            _409="idempotency_conflict, checkout_replaced, email_in_use",
             _413="request_too_large",
             _422="invalid_field, invalid_unicode",
             _429="rate_limited",
@@ -77,18 +77,19 @@ async def signup(request: Request) -> Response:
     },
 )
 @page(Credential.PUBLIC)
-async def checkout(request: Request) -> Response:
+async def checkout(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Begin to buy a plan, and return the page on which it is paid.
 
     The cookie that is set lets this browser alone see the key later. With the same cookie, address and plan, the same
-    checkout is returned for 30 minutes.
+    checkout is returned for 30 minutes. A program that keeps no cookies gets the same one by an `Idempotency-Key`,
+    which must be as secret as the cookie: a random UUID.
     """
     is_form = request.headers.get("content-type", "").startswith(FORM)
     if is_form:
         check_origin(request)
     body = parse_body(CheckoutBody, await request.body(), request)
     try:
-        started = await start_checkout(request, body.email, body.plan)
+        started = await start_checkout(request, body.email, body.plan, idempotency_key=idempotency_key)
     except ServiceError as error:
         if not accepts_page(request):
             raise
