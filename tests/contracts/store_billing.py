@@ -158,6 +158,14 @@ class BillingContract:
         assert (shown.key_id, shown.shown_at) == (key.key_id, world.clock.now())
         assert len(await world.store.list_keys(account_id=customer.account_id)) == 1
 
+    async def test_checkout_of_a_closed_account_gets_no_key(self, world: World) -> None:
+        checkout, customer = await self.pay(world)
+        assert customer.account_id is not None
+        await world.store.close_account(customer.account_id)
+        assert await self.mint(world, checkout) is None
+        assert await world.store.reissue_key("cus_1", NewKey(digest("again"))) is None
+        assert await world.store.list_keys(account_id=customer.account_id) == []
+
     async def test_key_of_an_account_that_existed_needs_proof(self, world: World) -> None:
         await self.pay(world, "first")
         checkout, customer = await self.pay(world, "second")
