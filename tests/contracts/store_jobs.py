@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, update
 
 from afterwords.errors import ConflictError, LimitError, QuotaExceededError, SubscriptionError, VoiceNotFoundError
 from afterwords.models import JobStatus, SpeechFormat
 from afterwords.server.records import FinishStatus, QueueLimits, QueueState, Quota
+from afterwords.server.store import SqlStore
+from afterwords.server.store.database import Database
+from afterwords.server.store.schema import usage
 from tests.contracts.store_world import MANY, START, TEXT, World, audio, digest, request
 from tests.error_codes import has_code
+
+
+def database_of(world: World) -> Database:
+    assert isinstance(world.store, SqlStore)
+    return world.store.database
+
+
+async def charges(world: World) -> dict[tuple[str, str], int]:
+    """Return the characters of each period and day."""
+    rows = select(usage.c.period, usage.c.day, usage.c.characters)
+    return {(row[0], row[1]): row[2] for row in await database_of(world).read(lambda one: one.execute(rows).all())}
 
 
 class JobContract:
@@ -291,6 +307,37 @@ class JobContract:
         assert cancelled.completed_at == world.clock.now()
         assert await world.characters_used() == 0
         assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.ALREADY
+
+    async def test_job_is_refunded_in_the_period_it_was_charged_to(self, world: World) -> None:
+        ann, voice = await world.caller(), await world.add_voice()
+        in_month = await world.add_job(ann, voice)
+        ends = START + timedelta(days=30)
+        await world.set_account(ann, period_start=START, period_end=ends)  # the account got a subscription
+        in_first = await world.add_job(ann, voice)
+        await world.set_account(ann, period_start=ends, period_end=ends + timedelta(days=30))
+        world.clock.advance(31 * 86_400)
+        await world.add_job(ann, voice)
+        for job in (in_month, in_first):
+            await world.store.cancel(job.job_id, account_id=ann.account_id)
+        assert await charges(world) == {
+            ("2026-01", "2026-01-31"): 0,
+            ("2026-01-31T12:00:00Z", "2026-01-31"): 0,
+            ("2026-03-02T12:00:00Z", "2026-03-03"): len(TEXT),
+        }
+
+    async def test_charge_without_a_day_is_refunded(self, world: World) -> None:
+        ann, voice = await world.caller(), await world.add_voice()
+        old = [await world.add_job(ann, voice, char_count=50) for _ in range(3)]
+        moved = update(usage).values(day="2026-01-01")  # as migration 0014 does
+        await database_of(world).write(lambda connection: connection.execute(moved) and None)
+        await world.store.cancel(old[0].job_id, account_id=ann.account_id)
+        assert await charges(world) == {("2026-01", "2026-01-01"): 100}
+        new = await world.add_job(ann, voice, char_count=20)
+        await world.store.cancel(old[1].job_id, account_id=ann.account_id)
+        assert await charges(world) == {("2026-01", "2026-01-01"): 50, ("2026-01", "2026-01-31"): 20}
+        for job in (new, old[2]):
+            await world.store.cancel(job.job_id, account_id=ann.account_id)
+        assert sum((await charges(world)).values()) == 0
 
     async def test_ready_job_is_not_cancelled(self, world: World) -> None:
         job = await world.add_claimed_job()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from afterwords.errors import InvalidOptionError
 from afterwords.server.clock import SystemClock
 from afterwords.server.store import SqlStore
+from afterwords.server.store.billing import expired
+from afterwords.server.store.schema import customers
 from tests.contracts.store_contract import StoreContract
+from tests.contracts.store_world import START, World
 
 
 class TestSqlStore(StoreContract):
@@ -35,3 +39,13 @@ def test_unknown_url_is_rejected_without_password(url: str, tmp_path: Path) -> N
         SqlStore(url, clock=SystemClock(), folder=tmp_path)
 
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.anyio
+async def test_sweep_finds_checkouts_of_customers_by_index(world: World) -> None:
+    assert isinstance(world.store, SqlStore)
+    query = f"EXPLAIN QUERY PLAN {select(customers.c.customer_id).where(expired(START)[customers])}"
+    steps = await world.store.database.read(lambda connection: connection.exec_driver_sql(query).all())
+    assert [step.detail for step in steps if "checkouts" in step.detail] == [
+        "SEARCH checkouts USING INDEX ix_checkouts_customer_id (customer_id=?)"
+    ]

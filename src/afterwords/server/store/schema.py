@@ -85,7 +85,7 @@ checkouts: Final = Table(
     Column("plan", Text, nullable=False),
     Column("browser_sha256", LargeBinary, nullable=False),  # of the cookie of the browser that began it
     Column("tries", Integer, nullable=False, server_default="0"),  # part of the idempotency keys sent to Stripe
-    Column("customer_id", Text),
+    Column("customer_id", Text, index=True),
     Column("session_id", Text, unique=True),
     Column("account_id", ForeignKey("accounts.account_id")),  # may get a key; NULL: not paid, or not proven
     Column("created_at", UtcTime, nullable=False, index=True),

@@ -30,6 +30,7 @@ _REFUND = (
         usage.c.spending_id == bindparam("spending"),
         usage.c.period == bindparam("charged_period"),
         usage.c.day == bindparam("charged_day"),
+        usage.c.characters >= bindparam("at_least", type_=BigInteger),
     )
     .values(characters=case((usage.c.characters > _CHARGED, usage.c.characters - _CHARGED), else_=0))
 )
@@ -95,8 +96,10 @@ def charge(
 
 def refund(connection: Connection, *, spending_id: str, period: str, day: str, characters: int) -> None:
     """Subtract a charge from the period and day that it was charged to."""
-    values = {"spending": spending_id, "charged_period": period, "charged_day": day, "char_count": characters}
-    connection.execute(_REFUND, values)
+    values = {"spending": spending_id, "charged_period": period, "char_count": characters}
+    if not connection.execute(_REFUND, {**values, "charged_day": day, "at_least": characters}).rowcount:
+        # Charges before migration 0014 are all on the first day of their month.
+        connection.execute(_REFUND, {**values, "charged_day": f"{period}-01", "at_least": 0})
 
 
 def get(connection: Connection, caller: Caller, *, plans: Mapping[str, Plan], now: datetime) -> Usage:

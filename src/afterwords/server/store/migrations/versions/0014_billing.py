@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["keys.key_id"], name="fk_checkouts_key_id_keys"),
     )
     op.create_index("ix_checkouts_email", "checkouts", ["email"])
+    op.create_index("ix_checkouts_customer_id", "checkouts", ["customer_id"])
     op.create_index("ix_checkouts_created_at", "checkouts", ["created_at"])
     op.create_table(
         "stripe_events",
