@@ -280,8 +280,7 @@ class TextError(InvalidInputError, code="invalid_text"):
     codes: ClassVar[Mapping[str, Code]] = {
         "empty_text": Code(message="The text contains nothing that can be spoken.", hint="add a letter or a digit."),
         "unspeakable_text": Code(
-            hint="choose the language of the text and a backend that speaks it, for example "
-            "--lang ru --backend qwen3-1.7b; `afterwords backends` lists them."
+            hint="choose a backend that speaks its language (`afterwords backends`): --lang ru --backend qwen3-1.7b."
         ),
         "control_character": Code(hint="remove it; text copied from a terminal often contains some."),
         "invalid_unicode": Code(message="The text is not valid Unicode.", hint="save or send the text as UTF-8."),
@@ -432,8 +431,7 @@ class ServiceError(AfterwordsError, code="internal_error", exit_code=8):
         "not_opened": Code(
             503,
             message="The server was not opened: the lifespan of its router did not run.",
-            hint="run the application with its lifespan, or enter app.router.lifespan_context(app) of a mounted one "
-            "in your own lifespan (docs/server.md).",
+            hint="run it with its lifespan, or enter app.router.lifespan_context(app) in your own (docs/server.md).",
         )
     }
 
@@ -499,8 +497,7 @@ class UnauthorizedError(ServiceError, code="unauthorized", http_status=401, exit
     codes: ClassVar[Mapping[str, Code]] = {
         "admin_required": Code(
             message="This route requires the admin secret of the server; an API key was sent.",
-            hint="set AFTERWORDS_ADMIN_SECRET to the server's; a key without scopes and limit can create keys with "
-            "scopes for its own account.",
+            hint="set AFTERWORDS_ADMIN_SECRET to the server's; a key without scopes can create keys for its account.",
         ),
         "not_logged_in": Code(),
     }
