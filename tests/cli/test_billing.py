@@ -51,3 +51,12 @@ def test_subscriptions_are_reconciled_and_keys_reissued(stripe: StripeServer, tm
 
 def test_server_that_sells_nothing_says_so(tmp_path: Path) -> None:
     run("billing", "reconcile").expect_error(4, "billing_disabled")
+
+
+@pytest.mark.parametrize(
+    "command", ["billing reconcile", "billing reissue ann@example.com", "accounts close ann --yes"]
+)
+def test_commands_need_the_price(stripe: StripeServer, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.delenv("AFTERWORDS_STRIPE_PRICE_ID")
+    error = run(*command.split()).expect_error(2, "server_setup")
+    assert "AFTERWORDS_STRIPE_PRICE_ID" in error

@@ -125,9 +125,11 @@ def open_billing(
 
     Raises:
         MissingExtraError: The package of Stripe is not installed.
+        ServerSetupError: A setting is missing: without its prices, every subscription would look like one of others.
     """
     if settings.stripe_secret_key is None:
         return None
+    settings.check_billing()
     payments = StripePayments(
         settings.stripe_secret_key,
         settings.stripe_webhook_secret,

@@ -456,7 +456,7 @@ class Store(Protocol):
         """
 
     async def detach_customer(self, account_id: str) -> None:
-        """Separate an account that is closed from its customer, who gets a new one with the next subscription."""
+        """Separate an account that is closed from its customer, and forget the address, which gets another one."""
 
     async def has_event(self, event_id: str) -> bool:
         """Return whether the effect of an event is stored."""
@@ -512,10 +512,10 @@ class Payments(Protocol):
     """
 
     async def find_customers(self, email: str) -> list[str]:
-        """Return the ids of the customers with exactly this address, newest first."""
+        """Return the ids of the customers with exactly this address that checkouts created, newest first."""
 
-    async def create_customer(self, email: str, *, key: str) -> str:
-        """Create a customer; the same idempotency key returns the same one."""
+    async def create_customer(self, email: str, *, checkout_id: str, key: str) -> str:
+        """Create the customer of a checkout; the same idempotency key returns the same one."""
 
     async def delete_customer(self, customer_id: str) -> None: ...
 

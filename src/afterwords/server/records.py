@@ -404,6 +404,8 @@ class WebhookCall:
 
 ENTITLED: Final = frozenset({"trialing", "active", "past_due"})
 """Statuses of a subscription that give access."""
+UNSETTLED: Final = frozenset({"incomplete", "unpaid", "paused"})
+"""Statuses of a subscription that gives access once it is paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +497,12 @@ class StoredCustomer:
     @property
     def is_subscribed(self) -> bool:
         """Whether there is a subscription that is or may yet be paid: another one would be a second."""
-        return self.is_entitled or self.status in ("incomplete", "unpaid", "paused")
+        return self.is_entitled or self.status in UNSETTLED
+
+    @property
+    def is_former(self) -> bool:
+        """Whether a subscription ended, and no account is left: what Stripe has of the payer is for no one else."""
+        return self.account_id is None and self.subscription_id is not None and not self.is_subscribed
 
 
 @dataclass(frozen=True, slots=True)

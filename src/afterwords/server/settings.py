@@ -321,7 +321,7 @@ class Settings(BaseSettings):
         Raises:
             ServerSetupError: A secret is missing or too short, or plans can't be sold like this.
         """
-        self._check_billing()
+        self.check_billing()
         reached = self.host if not self.is_loopback else next(iter(self.public_names), None)
         if reached is None:
             return
@@ -338,7 +338,7 @@ class Settings(BaseSettings):
                     "127.0.0.1, without a public URL and allowed hosts.",
                 )
 
-    def _check_billing(self) -> None:
+    def check_billing(self) -> None:
         """Refuse to sell plans without what that takes, or with a live key on a server that is not a public one."""
         if self.stripe_secret_key is None:
             return

@@ -28,7 +28,7 @@ PAGE: Final = 100
 TOLERANCE_S: Final = 300
 """How far the time of a signature may be from ours, as in Stripe's own check."""
 CHECKOUT_KEY: Final = "afterwords_checkout"
-"""Names the checkout in the metadata of its subscription."""
+"""Names the checkout in the metadata of its subscription, and of the customer that it created."""
 
 
 class StripePayments:
@@ -71,11 +71,13 @@ class StripePayments:
     async def find_customers(self, email: str) -> list[str]:
         async with _calling("list customers"):
             found = await self._client.v1.customers.list_async({"email": email, "limit": PAGE})
-        return [customer.id for customer in found.data]
+        return [one["id"] for one in (each.to_dict() for each in found.data) if CHECKOUT_KEY in (one["metadata"] or {})]
 
-    async def create_customer(self, email: str, *, key: str) -> str:
+    async def create_customer(self, email: str, *, checkout_id: str, key: str) -> str:
         async with _calling("create a customer"):
-            made = await self._client.v1.customers.create_async({"email": email}, {"idempotency_key": key})
+            made = await self._client.v1.customers.create_async(
+                {"email": email, "metadata": {CHECKOUT_KEY: checkout_id}}, {"idempotency_key": key}
+            )
         return made.id
 
     async def delete_customer(self, customer_id: str) -> None:

@@ -293,14 +293,42 @@ async def test_address_is_unknown_after_it_moved(shop: Shop) -> None:
     assert await account_of(shop, "old@example.com") != await account_of(shop, "new@example.com")
 
 
-async def test_customer_of_another_product_is_used(shop: Shop) -> None:
-    customer = shop.stripe.create_customer({"email": "elsewhere@example.com"})
-    shop.stripe.subscribe(customer["id"], "price_other")
+async def test_customer_of_another_product_is_not_used(shop: Shop) -> None:
+    victim = shop.stripe.create_customer({"email": "elsewhere@example.com"})
+    shop.stripe.subscribe(victim["id"], "price_other")
     async with shop.browser() as browser:
-        session = await shop.session(browser, "elsewhere@example.com")
-        assert session["customer"] == customer["id"]
-        assert set(await shop.deliver()) == {200}  # events of the other product change nothing
-        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.WAITING
+        token = await shop.buy(browser, "elsewhere@example.com")  # which proves nothing
+        minted = await shop.billing.show_key(token, browser.cookie)
+    assert minted is not None
+    assert minted.key.account_id is not None
+    await shop.billing.portal(minted.key.account_id)
+    assert shop.stripe.find("billing_portal.session")[-1]["customer"] != victim["id"]
+
+
+@pytest.mark.parametrize("had", ["nothing", "a plan", "another product"])
+async def test_customer_that_had_a_subscription_is_not_adopted(shop: Shop, had: str) -> None:
+    email = f"{had.replace(' ', '-')}@example.com"
+    made = await shop.billing.payments.create_customer(email, checkout_id="lost", key=f"lost {had}")
+    if had != "nothing":
+        price = "price_hobby" if had == "a plan" else "price_other"
+        shop.stripe.cancel(shop.stripe.subscribe(made, price)["id"])
+        shop.drop_events()
+    async with shop.browser() as browser:
+        assert ((await shop.session(browser, email))["customer"] == made) is (had == "nothing")
+
+
+async def test_debit_that_failed_leaves_its_customer(shop: Shop) -> None:
+    async with shop.browser() as browser, shop.browser() as other:
+        first = await shop.session(browser, "failed-debit@example.com")
+        shop.stripe.pay(first["id"], debit="incomplete")
+        assert set(await shop.deliver()) == {200}
+        [subscription] = shop.stripe.find("subscription", customer=first["customer"])
+        shop.stripe.change_status(subscription["id"], "incomplete_expired")
+        shop.drop_events()
+        second = await shop.session(other, "failed-debit@example.com")
+        assert second["customer"] != first["customer"]
+        await shop.billing.reconcile()
+        assert (await shop.session(other, "failed-debit@example.com"))["customer"] == second["customer"]
 
 
 async def test_pages_end_an_hour_after_the_payment(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,18 +7,19 @@ import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
-from afterwords.errors import MissingExtraError
+from afterwords.errors import ConflictError, MissingExtraError
 from afterwords.server import failpoints
 from afterwords.server.app import create_app
 from afterwords.server.records import CheckoutState
 from afterwords.server.settings import load_settings
 from afterwords.server.stripe_payments import StripePayments
-from tests.server.billing.conftest import Shop, token_of
+from tests.server.billing.conftest import Object, Shop, token_of
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +156,57 @@ async def test_closing_cancels_and_separates_the_customer(shop: Shop) -> None:
         minted = await shop.billing.show_key(token, browser.cookie)
     assert minted is not None
     assert minted.key.account_id != customer.account_id
-    assert shop.stripe.count("customer", email="close@example.com") == 1
+    assert minted.key.account_id is not None
+    await shop.billing.portal(minted.key.account_id)
+    assert shop.stripe.find("billing_portal.session")[-1]["customer"] != customer.customer_id
+    await shop.billing.reconcile()
+    former = await shop.state.store.find_customer(customer_id=customer.customer_id)
+    assert former is not None
+    assert (former.email, former.account_id) == (None, None)
+
+
+async def test_closing_cancels_a_price_that_left_the_settings(shop: Shop) -> None:
+    await shop.buy_key("left@example.com")
+    customer = await shop.state.store.find_customer(email="left@example.com")
+    assert customer is not None
+    assert customer.account_id is not None
+    [subscription] = shop.stripe.find("subscription", customer=customer.customer_id)
+    move(subscription)
+    await shop.billing.sync(customer.customer_id)
+    await shop.billing.cancel(customer.account_id)
+    assert subscription["status"] == "canceled"
+
+
+async def test_account_with_a_live_subscription_stays_open(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shop.buy_key("live@example.com")
+    customer = await shop.state.store.find_customer(email="live@example.com")
+    assert customer is not None
+    assert customer.account_id is not None
+    monkeypatch.setattr(shop.billing.payments, "cancel_subscription", AsyncMock())  # for instance, one that is too late
+    with pytest.raises(ConflictError, match="has not ended"):
+        await shop.billing.cancel(customer.account_id)
+    assert await shop.billing.customer(customer.account_id) is not None
+
+
+async def test_price_that_left_the_settings_leaves_no_status(shop: Shop) -> None:
+    key = await shop.buy_key("moved@example.com")
+    [customer] = shop.stripe.find("customer", email="moved@example.com")
+    [subscription] = shop.stripe.find("subscription", customer=customer["id"])
+    subscription["cancel_at_period_end"] = True
+    await shop.billing.sync(customer["id"])
+    move(subscription)
+    assert (await shop.billing.reconcile()).changed == 1
+    synced = await shop.state.store.find_customer(customer_id=customer["id"])
+    assert synced is not None
+    assert (synced.status, synced.is_ending, synced.is_subscribed, await shop.status(key)) == (None, False, False, 402)
+    async with shop.browser() as browser:
+        await shop.session(browser, "moved@example.com")  # a plan can be bought again
+
+
+def move(subscription: Object) -> None:
+    """Move a subscription to a price that is not one of ours."""
+    item = subscription["items"]["data"][0]
+    item["price"] = {**item["price"], "id": "price_other"}
 
 
 async def test_server_starts_and_answers_while_stripe_is_down(tmp_path: Path) -> None:

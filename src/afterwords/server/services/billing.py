@@ -198,7 +198,7 @@ class Billing:
         )
         try:
             return await self._continue_checkout(checkout, own)
-        except NotFoundError:  # the customer was deleted at Stripe: the address is free again
+        except NotFoundError:  # the customer was deleted at Stripe, or never paid what it bought: the address is free
             customer_id = (await self._reload(checkout)).customer_id
             if customer_id is not None:
                 await self.sync(customer_id)
@@ -234,8 +234,11 @@ class Billing:
                     raise _replaced()
                 await self._store.save_session(one.checkout_id, None)
         # Only now: a session that was not among them may have been paid.
-        if not is_new and (customer := await self.sync(customer_id)) and customer.is_subscribed:
-            return f"{self.settings.base_url}/v1/checkout/already-subscribed"
+        if not is_new and (customer := await self.sync(customer_id)):
+            if customer.is_subscribed:
+                return f"{self.settings.base_url}/v1/checkout/already-subscribed"
+            if customer.is_former:
+                raise NotFoundError(code="customer_not_found")  # so that another one is made
         if session is None:
             if checkout.session_id is not None:  # it has expired, and its idempotency key would return it
                 await self._store.save_session(checkout_id, None)
@@ -259,20 +262,26 @@ class Billing:
     async def _bind_customer(
         self, checkout: StoredCheckout, customer: StoredCustomer | None
     ) -> tuple[StoredCustomer, bool]:
-        """Return the one customer with the address of a checkout, with this as the last one, and whether it is new."""
-        email, made = checkout.email, None
+        """Return the one customer with the address of a checkout, with this as the last one, and whether it is new.
+
+        The portal of a customer shows cards and invoices, and the address proves nothing: one that had a subscription
+        is used only with an account, for whose keys the address must be confirmed.
+        """
+        email, made, customer_id = checkout.email, None, None
         customer = customer or await self._store.find_customer(email=email)
-        if customer is not None:
+        if customer is not None and not customer.is_former:
             customer_id = customer.customer_id
         else:
-            found = await self.payments.find_customers(email)
-            known = [one for one in found if await self._store.find_customer(customer_id=one)]
-            if not found:
-                made = await self.payments.create_customer(
-                    email, key=f"{checkout.checkout_id}-customer-{checkout.tries}"
-                )
-                reach("customer-created")
-            customer_id = made or (known or found)[0]
+            for found in await self.payments.find_customers(email):  # one whose making was not answered
+                known = await self._store.find_customer(customer_id=found)
+                is_used = known is not None and (known.account_id or known.subscription_id)
+                if not is_used and not (await self.payments.read_customer(found)).subscriptions:
+                    customer_id = found
+        if customer_id is None:
+            made = customer_id = await self.payments.create_customer(
+                email, checkout_id=checkout.checkout_id, key=f"{checkout.checkout_id}-customer-{checkout.tries}"
+            )
+            reach("customer-created")
         bound = await self._store.bind_customer(checkout.checkout_id, customer_id, email=email)
         reach("customer-stored")
         if made is not None and bound.customer_id != made:  # another checkout was faster
@@ -544,16 +553,30 @@ class Billing:
 
         Raises:
             ServiceUnavailableError: Stripe does not answer. The account must not be closed then.
+            ConflictError: Stripe has not ended a subscription. Likewise.
         """
         customer = await self._store.find_customer(account_id=account_id)
         if customer is None:
             return
-        state = await self.payments.read_customer(customer.customer_id)
-        for one in state.subscriptions:
-            if one.price_id in self._prices and one.status not in ("canceled", "incomplete_expired"):
-                await self.payments.cancel_subscription(one.subscription_id)
+        for one in await self._list_live(customer):
+            await self.payments.cancel_subscription(one)
+        if await self._list_live(customer):
+            raise ConflictError(
+                "Stripe has not ended the subscription of the account.",
+                hint="cancel it at Stripe, then run this again.",
+            )
         await self.sync(customer.customer_id)
         await self._store.detach_customer(account_id)
+
+    async def _list_live(self, customer: StoredCustomer) -> set[str]:
+        """Return the subscriptions of a customer that have not ended: of our prices, or the one that was paid here."""
+        state = await self.payments.read_customer(customer.customer_id)
+        return {
+            one.subscription_id
+            for one in state.subscriptions
+            if one.status not in ("canceled", "incomplete_expired")
+            and (one.price_id in self._prices or one.subscription_id == customer.subscription_id)
+        }
 
     # -- meter
 

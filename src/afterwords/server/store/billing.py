@@ -120,6 +120,9 @@ def bind_customer(connection: Connection, checkout_id: str, customer_id: str, *,
     known = update(customers).where(customers.c.customer_id == customer_id).values(checkout_id=checkout_id)
     row = connection.execute(known.returning(*_CUSTOMER)).first()
     if row is None:
+        former = find_customer(connection, email=email)
+        if former is not None and former.is_former:
+            connection.execute(update(customers).where(customers.c.email == email).values(email=None))
         _BIND(connection, {"customer_id": customer_id, "email": email, "checkout_id": checkout_id})
         row = connection.execute(select(*_CUSTOMER).where(customers.c.email == email)).one()
     customer = StoredCustomer(*row)
@@ -238,8 +241,13 @@ def list_customers(connection: Connection, *, due_at: datetime | None, again_s: 
 def add_customer(connection: Connection, customer_id: str, *, email: str | None) -> None:
     if find_customer(connection, customer_id=customer_id) is not None:
         return
-    is_taken = connection.execute(select(customers.c.customer_id).where(customers.c.email == email)).first()
+    is_taken = _is_taken(connection, email, customer_id)
     connection.execute(insert(customers).values(customer_id=customer_id, email=None if is_taken else email))
+
+
+def _is_taken(connection: Connection, email: str | None, customer_id: str) -> bool:
+    is_other = and_(customers.c.email == email, customers.c.customer_id != customer_id)
+    return connection.execute(select(customers.c.customer_id).where(is_other)).first() is not None
 
 
 def save_state(
@@ -254,17 +262,19 @@ def save_state(
     now: datetime,
 ) -> StoredCustomer | None:
     """Write what Stripe says of a customer, unless another look was written since. Return the row as it is then."""
+    before = find_customer(connection, customer_id=customer_id)
+    if before is None:
+        return None
     values: dict[str, Any] = {"version": version + 1, "synced_at": now}
     if chosen is not None:
         names = ("subscription_id", "status", "price_id", "is_ending")
         values |= {name: getattr(chosen, name) for name in names}
-    elif state.is_deleted:
-        values["status"] = "canceled"
-    is_other = and_(customers.c.email == state.email, customers.c.customer_id != customer_id)
+    else:  # the subscription is still known, so that closing the account cancels it
+        values |= {"status": "canceled" if state.is_deleted else None, "is_ending": False}
     if state.is_deleted:
         values["email"] = None
-    elif state.email and connection.execute(select(customers.c.customer_id).where(is_other)).first() is None:
-        values["email"] = state.email
+    elif not before.is_former and not _is_taken(connection, state.email, customer_id):
+        values["email"] = state.email or before.email
     same = update(customers).where(customers.c.customer_id == customer_id, customers.c.version == version)
     row = connection.execute(same.values(values).returning(*_CUSTOMER)).first()
     if row is None:
@@ -331,7 +341,8 @@ def _set_suspended(connection: Connection, account_id: str, *, is_suspended: boo
 
 
 def detach_customer(connection: Connection, account_id: str) -> None:
-    connection.execute(update(customers).where(customers.c.account_id == account_id).values(account_id=None))
+    of_account = customers.c.account_id == account_id
+    connection.execute(update(customers).where(of_account).values(account_id=None, email=None))
 
 
 # -- events and meters ---------------------------------------------------------------------------------------
