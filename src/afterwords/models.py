@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -328,7 +329,9 @@ class WordTiming(Model):
 class Alignment(Model):
     """When each character of a text is spoken. A pause belongs to the spaces and punctuation between two words."""
 
-    characters: tuple[str, ...] = Field(repr=False, description="The code points of the text.")
+    characters: Annotated[
+        tuple[str, ...], BeforeValidator(lambda text: tuple(text) if isinstance(text, str) else text)
+    ] = Field(repr=False, description="The code points of the text.")
     start_s: tuple[float, ...] = Field(
         description="Time at which each character starts, in seconds from the start of the audio; never decreases."
     )

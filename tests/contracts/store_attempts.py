@@ -247,3 +247,35 @@ class AttemptContract:
             assert await world.store.reap(max_attempts=3) == ReapResult()
 
         assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.DONE
+
+    async def test_timing_is_stored_by_the_attempt_that_holds_the_job(self, world: World) -> None:
+        job = await world.add_claimed_job(timestamps=True)
+        assert job.timestamps
+        assert not await world.store.save_timing(job.job_id, 2, "{}")
+        assert await world.store.save_timing(job.job_id, 1, '{"characters":"Grüße"}')
+
+        await world.store.finish(job.job_id, 1, audio())
+
+        assert await world.store.get_timing(job.job_id) == '{"characters":"Grüße"}'
+        assert not await world.store.save_timing(job.job_id, 1, "{}")
+        assert await world.store.get_cached(job.voice_id, job.cache_key) is None
+
+    async def test_timing_is_stored_only_if_it_was_requested(self, world: World) -> None:
+        job = await world.add_claimed_job()
+
+        assert not await world.store.save_timing(job.job_id, 1, "{}")
+
+    async def test_timing_is_removed_if_the_job_fails(self, world: World) -> None:
+        failed = await world.add_claimed_job(timestamps=True)
+        lost = await world.add_claimed_job(timestamps=True)
+        cancelled = await world.add_claimed_job(timestamps=True)
+        for job in (failed, lost, cancelled):
+            assert await world.store.save_timing(job.job_id, 1, "{}")
+
+        await world.store.finish(failed.job_id, 1, AttemptResult(error="synthesis_failed"))
+        await world.store.finish(lost.job_id, 1, audio())
+        await world.store.mark_audio_lost(lost.job_id)
+        await world.store.cancel(cancelled.job_id, account_id=cancelled.account_id)
+
+        for job in (failed, lost, cancelled):
+            assert await world.store.get_timing(job.job_id) is None

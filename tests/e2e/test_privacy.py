@@ -86,7 +86,9 @@ def find_files(parts: list[bytes], served: Served, temp: Path) -> set[str]:
 
 
 def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.Client, temp: Path) -> None:
-    said = [f"{CANARY} {word}".encode() for word in ("transcript", "text", "slow", "name", "family", "metadata")]
+    said = [
+        f"{CANARY} {word}".encode() for word in ("transcript", "text", "timed", "slow", "name", "family", "metadata")
+    ]
     windows = [WAV[start : start + 64] for start in range(44, len(WAV) - 64, 1_000)]
     voice = register(
         client, wav=WAV, name=f"{CANARY} name", ref_text=f"{CANARY} transcript.", family=f"{CANARY} family"
@@ -94,6 +96,9 @@ def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.
     client.patch(f"/v1/voices/{voice}", json={"metadata": {"note": f"{CANARY} metadata"}})
     wait_for_job(client, submit_text(client, voice, f"{CANARY} text"))
     client.post("/v1/synthesize", json={"voice_id": voice, "text": f"{CANARY} text"})
+    timed = submit_text(client, voice, f"{CANARY} timed", timestamps=True)
+    wait_for_job(client, timed)
+    assert "".join(client.get(f"/v1/jobs/{timed}/timestamps").json()["characters"]) == f"{CANARY} timed"
     pending = submit_text(client, voice, f"{CANARY} slow, fault-slow" + "." * 2_000)
     client.get(f"/v1/voices/{voice}/export")
     assert {"afterwords.db", "ref.wav"} <= {
@@ -112,11 +117,11 @@ def test_deleting_a_voice_leaves_no_text_or_audio(served: Served, client: httpx.
 def test_row_of_a_final_job_has_no_text(served: Served, client: httpx.Client) -> None:
     voice = register(client, wav=WAV)
     for fault in ("", "fault-fail ", "fault-error "):
-        wait_for_job(client, submit_text(client, voice, f"{fault}{CANARY} passing by"))
+        wait_for_job(client, submit_text(client, voice, f"{fault}{CANARY} passing by", timestamps=bool(fault)))
     client.delete(f"/v1/jobs/{submit_text(client, voice, f'fault-slow {CANARY} passing by' + '.' * 2_000)}")
     with contextlib.closing(sqlite3.connect(served.home / "server" / "afterwords.db")) as rows:
-        texts = rows.execute("SELECT text FROM jobs WHERE voice_id = ?", [voice]).fetchall()
-    assert texts == [(None,)] * 4
+        texts = rows.execute("SELECT text, timing FROM jobs WHERE voice_id = ?", [voice]).fetchall()
+    assert texts == [(None, None)] * 4
 
 
 def test_errors_and_logs_contain_no_text_or_secret(served: Served, client: httpx.Client) -> None:

@@ -77,6 +77,32 @@ def test_prompt_is_stored_for_the_next_worker(world: World) -> None:
     assert "preparing voice" not in second.log.read_text()
 
 
+def test_remote_workers_report_timestamps(world: World) -> None:
+    worker = world.start_worker()
+    job_id = world.submit("When is it said?", timestamps=True)
+    assert world.wait_for(job_id) == "ready"
+    found = world.client.get(f"/v1/jobs/{job_id}/timestamps").raise_for_status().json()
+    text = "".join(found["characters"])
+    assert text.startswith("When is it said?")
+    at = text.index("said")
+    assert found["start_s"][at] == pytest.approx(0.06 * at, abs=0.02)
+    assert found["end_s"][-1] == pytest.approx(0.06 * len(text), abs=0.02)
+    worker.stop()
+    job_id = world.submit("Its worker is older.", timestamps=True)
+    with world.served.client(world.token) as older:
+        job = older.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+        own = {"Authorization": f"Bearer {job['token']}"}
+        wrong = {"characters": "Other words.", "start_s": [0] * 12, "end_s": [0] * 12}
+        refused = older.put(f"/v1/jobs/{job_id}/timing", json=wrong, headers=own)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "timing")
+        headers = {**own, "X-Content-SHA256": sha256(RECORDING).hexdigest()}
+        early = world.client.get(f"/v1/jobs/{job_id}/timestamps")
+        assert (early.status_code, early.json()["error"]["code"]) == (404, "job_not_ready")
+        assert older.put(f"/v1/jobs/{job_id}/audio", content=RECORDING, headers=headers).is_success
+    answer = world.client.get(f"/v1/jobs/{job_id}/timestamps")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "timestamps_unavailable")
+
+
 def test_other_prompt_version_prepares_again(tmp_path: Path, world: World) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "from afterwords.backends.tone import ToneEngine\nToneEngine.prompt_version = 'another'\n"

@@ -66,6 +66,10 @@ _JOB_FAILURES: Final = {
     "runaway_audio": ("the engine did not find the end of the text", ""),
     "reference_missing": ("the reference recording of the voice is missing from storage", ""),
     "audio_lost": ("its audio is missing from storage or was altered", ""),
+    "timestamps_unavailable": (
+        "its worker can't find the times of its words",
+        "use the backend `lite`, or install afterwords[transcribe] where the worker runs.",
+    ),
     "loading_timed_out": (
         "loading the model made no progress for too long",
         "try again; the server's setting is AFTERWORDS_START_ALLOWANCE_S.",

@@ -335,6 +335,12 @@ class Store(Protocol):
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         """Renew a lease. Return False if this attempt no longer holds the job: the worker must stop."""
 
+    async def save_timing(self, job_id: str, attempt: int, timing: str) -> bool:
+        """Store an `Alignment` as JSON. Return False if this attempt no longer holds the job."""
+
+    async def get_timing(self, job_id: str) -> str | None:
+        """Return the alignment of a job. Failed and cancelled jobs have none."""
+
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         """End a job by one conditional UPDATE, and apply what follows from it in the same transaction.
 
@@ -687,6 +693,14 @@ class JobQueue(Protocol):
 
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         """Store a checkpoint, from which the next attempt continues to prepare the voice."""
+
+    async def save_timing(self, claim: Claim, timing: bytes) -> None:
+        """Store when each character is spoken, an `Alignment` as JSON, before `complete`.
+
+        Raises:
+            InvalidRequestError: It is not the alignment of the text.
+            StaleAttemptError: As for `complete`.
+        """
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         """Complete an attempt with its audio, an open WAV file. A second delivery changes nothing.

@@ -218,6 +218,7 @@ class NewJob:
     Attributes:
         flight_key: Two pending jobs of a voice with the same flight key are one job.
         char_count: Characters to charge.
+        timestamps: When each character is spoken is stored, too. Such speech is not cached.
         traceparent: The span that it belongs to; None if tracing is off.
     """
 
@@ -236,6 +237,7 @@ class NewJob:
     seed: int | None = None
     response_format: SpeechFormat = SpeechFormat.WAV
     webhook_url: str | None = None
+    timestamps: bool = False
     traceparent: str | None = None
     character_limit: int | None = None
 
@@ -251,6 +253,7 @@ class StoredJob:
         error: Error code of the API, if the job failed.
         worker: The last worker that held the job; None while it waits.
         traceparent: The span that submitted it; None if tracing was off.
+        timestamps: When each character is spoken is stored, too: `Store.get_timing` returns it.
     """
 
     job_id: str
@@ -277,6 +280,7 @@ class StoredJob:
     returned: int = 0
     worker: str | None = None
     traceparent: str | None = None
+    timestamps: bool = False
 
     @property
     def worker_kind(self) -> str:

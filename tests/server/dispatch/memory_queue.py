@@ -30,6 +30,7 @@ class MemoryQueue:
 
     jobs: dict[str, StoredJob] = field(default_factory=dict)
     wavs: dict[str, bytes] = field(default_factory=dict)
+    timings: dict[str, bytes] = field(default_factory=dict)
     prompts: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     checkpoints: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     fast: dict[str, bool] = field(default_factory=dict)
@@ -150,6 +151,10 @@ class MemoryQueue:
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         self._note("save_checkpoint", claim.voice.voice_id)
         self.checkpoints[_key(claim, version)] = checkpoint
+
+    async def save_timing(self, claim: Claim, timing: bytes) -> None:
+        self._note("save_timing", claim.job.job_id)
+        self.timings[claim.job.job_id] = timing
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         self._note("complete", job_id)

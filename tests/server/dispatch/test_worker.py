@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from threading import Event
 
 import pytest
 
@@ -11,7 +13,7 @@ from afterwords.audio.wav import pcm16
 from afterwords.backends.base import ignore_progress
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
 from afterwords.errors import InvalidInputError, MalformedWavError, SynthesisError
-from afterwords.models import SpeechTask
+from afterwords.models import Alignment, SpeechTask
 from afterwords.server.dispatch.worker import Work, Worker, is_out_of_memory
 from afterwords.speech import speak
 from tests.conftest import READER
@@ -53,6 +55,28 @@ def test_result_is_known_after_all_audio_was_read() -> None:
     assert stream.result.duration_s == pytest.approx(len(TEXT) * SECONDS_PER_CHARACTER)
     assert stream.result.first_audio_ms is not None
     assert stream.result.first_audio_ms <= stream.result.synth_ms
+
+
+def test_timing_follows_the_audio_and_the_speed() -> None:
+    sent: list[tuple[str, bytes]] = []
+    timed = replace(work(speed=2.0), timestamps=True)
+    Worker().speak(timed, Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
+    assert [kind for kind, _ in sent if kind != "audio"] == ["speaking", "timing"]
+    assert sent[-1][0] == "timing"
+    alignment = Alignment.model_validate_json(sent[-1][1])
+    assert "".join(alignment.characters) == TEXT
+    at = TEXT.index("voice")
+    assert alignment.start_s[at] == pytest.approx(at * SECONDS_PER_CHARACTER / 2, abs=0.02)
+
+
+def test_missing_recognition_fails_before_speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched, because every engine that runs here reports its timing, and the tests have faster-whisper.
+    monkeypatch.setattr(ToneEngine, "has_timing", False)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    sent: list[tuple[str, bytes]] = []
+    timed = replace(work(), timestamps=True)
+    facts = Worker().speak(timed, Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
+    assert (facts["error"], sent) == ("timestamps_unavailable", [])
 
 
 def test_missing_prompt_is_made_before_the_first_audio() -> None:

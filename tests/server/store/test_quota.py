@@ -128,6 +128,8 @@ async def test_migrations_keep_and_count_existing_rows(world: World, folder: Pat
             DROP TABLE audit;
             DROP TABLE customers;
             ALTER TABLE jobs DROP COLUMN traceparent;
+            ALTER TABLE jobs DROP COLUMN timestamps;
+            ALTER TABLE jobs DROP COLUMN timing;
             DROP INDEX ix_voices_account_id_name;
             DROP TABLE preparations;
             ALTER TABLE accounts DROP COLUMN plan;

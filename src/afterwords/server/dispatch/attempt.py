@@ -68,6 +68,7 @@ class Attempt(LeasedAttempt):
         self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
         self._expected_s = expected_speech_s(claim.job.text or " ", speed=claim.job.speed)
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
+        self._timing: bytes | None = None
         self._prompt_task: asyncio.Task[bool] | None = None
         self._checkpoint: bytes | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
@@ -136,6 +137,8 @@ class Attempt(LeasedAttempt):
         self._is_reporting = True
         try:
             with span("deliver"):
+                if (timing := self._timing) is not None:
+                    await self._retry_held_up(lambda: self._queue.save_timing(self.claim, timing))
                 await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
             note(outcome="delivered")
         except (RecordingError, SynthesisError) as error:
@@ -171,6 +174,7 @@ class Attempt(LeasedAttempt):
             prompt=prompt,
             checkpoint=checkpoint,
             is_fast=self._is_fast,
+            timestamps=job.timestamps,
             reference=reference,
             ref_text=voice.ref_text,
             ref_lang=voice.lang,
@@ -217,6 +221,8 @@ class Attempt(LeasedAttempt):
                         note("first_audio")
                     await self._retry_held_up(partial(self._write, message))
                     self.progress = JobProgress("speaking", min(0.99, self.audio.duration_s / self._expected_s))
+                elif message.kind == "timing":
+                    self._timing = message.body
                 if self.audio.duration_s > self._longest_s:
                     self.audio.abort()  # the engine did not find the end; completion will refuse the audio
                     return None

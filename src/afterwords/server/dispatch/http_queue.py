@@ -210,6 +210,9 @@ class HttpJobQueue:
             params = _prompt_params(claim, version)
             await self._send(claim, "PUT", "checkpoint", params=params, content=checkpoint)
 
+    async def save_timing(self, claim: Claim, timing: bytes) -> None:
+        await self._send(claim, "PUT", "timing", content=timing)
+
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         claim, _ = self._find(job_id, attempt)
         wav.seek(0)

@@ -80,6 +80,7 @@ class ClaimedJob(_Part):
         is_streamed: A client of the server listens to the audio while it is generated.
         traceparent: The span of the request.
         is_preparation: There is no text to speak: the voice is prepared.
+        timestamps: When each character is spoken is wanted. Older workers ignore it.
     """
 
     token: str = Field(repr=False)
@@ -99,6 +100,7 @@ class ClaimedJob(_Part):
     ref_text: str | None = Field(repr=False)
     traceparent: str | None = None
     is_preparation: bool = False
+    timestamps: bool = False
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -121,6 +123,7 @@ class ClaimedJob(_Part):
             ref_text=voice.ref_text,
             traceparent=job.traceparent,
             is_preparation=claim.is_preparation,
+            timestamps=job.timestamps,
         )
 
     def as_claim(self) -> Claim:
@@ -142,6 +145,7 @@ class ClaimedJob(_Part):
             text=None if self.is_preparation else self.text,
             returned=self.returned,
             traceparent=self.traceparent,
+            timestamps=self.timestamps,
         )
         voice = StoredVoice(
             voice_id=self.voice_id,

@@ -5,6 +5,7 @@ Worker processes of a server and machines elsewhere run the same code. It knows 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,9 +26,9 @@ from afterwords.backends.base import (
     ignore_progress,
 )
 from afterwords.errors import AfterwordsError
-from afterwords.models import SpeechResult, SpeechTask
+from afterwords.models import Alignment, SpeechResult, SpeechTask
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
-from afterwords.speech import speak
+from afterwords.speech import Aligner, speak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Work:
         prompt: What the backend derived from the reference earlier; None if it has to be made.
         checkpoint: Where an interrupted preparation of the prompt stopped, if known.
         is_fast: Make the prompt in less time, for less similarity.
+        timestamps: Find when each character is spoken.
         reference: The recording, a WAV; required without a prompt.
         ref_text: Transcript of the recording, if there is one.
         ref_lang: Language of the recording.
@@ -56,6 +58,7 @@ class Work:
     prompt: bytes | None = field(default=None, repr=False)
     checkpoint: bytes | None = field(default=None, repr=False)
     is_fast: bool = False
+    timestamps: bool = False
     reference: bytes | None = field(default=None, repr=False)
     ref_text: str | None = field(default=None, repr=False)
     ref_lang: str = "en"
@@ -102,7 +105,7 @@ class Worker:
         return self._engines[backend]
 
     def speak(self, work: Work, cancelled: Event, send: Send) -> dict[str, Any]:
-        """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, then `audio`.
+        """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, `audio`, `timing`.
 
         Args:
             cancelled: Set by another thread to stop.
@@ -129,6 +132,8 @@ class Worker:
                     if cancelled.is_set():
                         return {}
                     send("audio", pcm, sample_rate=stream.sample_rate)
+                if stream.timing is not None:
+                    send("timing", stream.timing)
             return {"synth_ms": stream.result.synth_ms} if stream.result else {}
         except UtteranceCancelledError:
             return {}
@@ -164,6 +169,7 @@ class Worker:
             RecordingError: The reference can't be used.
             InvalidInputError, BackendUnavailableError: The backend can't run here.
             InvalidPromptError: The engine can't read the prompt.
+            UnavailableError: The timestamps can't be found here.
         """
         assert work.text is not None, "there is a text to speak"
         engine = self.engine(work.backend)
@@ -181,7 +187,8 @@ class Worker:
             prompt=prompt,
             seed=work.seed,
         )
-        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt)
+        aligner = Aligner(engine, task, work.text) if work.timestamps else None
+        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt, aligner=aligner)
 
 
 class PcmStream:
@@ -191,12 +198,23 @@ class PcmStream:
         sample_rate: In Hz.
         new_prompt: The prompt made from the reference; None if the work had one.
         result: The figures, once all was read.
+        timing: An `Alignment` as JSON, once all was read; None if there is no aligner.
     """
 
-    def __init__(self, engine: Engine, task: SpeechTask, *, speed: float, new_prompt: bytes | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        task: SpeechTask,
+        *,
+        speed: float,
+        new_prompt: bytes | None,
+        aligner: Aligner | None = None,
+    ) -> None:
         self.sample_rate = engine.sample_rate
         self.new_prompt = new_prompt
         self.result: SpeechResult | None = None
+        self.timing: bytes | None = None
+        self._aligner = aligner
         self._backend = task.backend
         self._chunks = speak(engine, task, speed, ignore_progress)
 
@@ -206,6 +224,7 @@ class PcmStream:
         Raises:
             SynthesisError: The engine failed.
             RecordingError: The engine returned samples that are NaN or infinite.
+            UnavailableError: No word was recognized, which the timing would be based on.
         """
         n_frames, work_s, first_audio_ms = 0, 0.0, None
         started = time.perf_counter()
@@ -215,8 +234,12 @@ class PcmStream:
             if first_audio_ms is None:
                 first_audio_ms = round(work_s * 1000)
             n_frames += len(chunk.samples)
+            if self._aligner:
+                self._aligner.add(chunk)
             yield pcm
             started = time.perf_counter()  # the reader's time is not counted
+        if self._aligner:
+            self.timing = _pack(self._aligner.alignment(ignore_progress))
         work_s += time.perf_counter() - started
         self.result = SpeechResult(
             backend=self._backend,
@@ -229,6 +252,13 @@ class PcmStream:
     def close(self) -> None:
         """Stop; other utterances of the engine continue."""
         self._chunks.close()
+
+
+def _pack(alignment: Alignment) -> bytes:
+    """Return an alignment as JSON, with its text as one string and its times in whole milliseconds."""
+    times = {name: [round(time_s, 3) for time_s in getattr(alignment, name)] for name in ("start_s", "end_s")}
+    facts = {"characters": "".join(alignment.characters), **times, "confidence": alignment.confidence}
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def clip(fraction: float) -> float:

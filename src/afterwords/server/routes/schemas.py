@@ -151,6 +151,10 @@ class SynthesizeBody(RequestBody):
     response_format: SpeechFormat = Field(default=SpeechFormat.WAV, strict=False, description="Format of the audio.")
     stream: bool = Field(default=False, description="Send the audio while it is generated.")
     webhook_url: str | None = Field(default=None, description="URL to call when the job is final; https and public.")
+    timestamps: bool = Field(
+        default=False,
+        description="Find when each character is spoken, for `/v1/jobs/{job_id}/timestamps`. The cache is not used.",
+    )
 
 
 class JobAccepted(ResponseBody):

@@ -285,6 +285,15 @@ async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion
     return _ok()
 
 
+@router.put("/v1/jobs/{job_id}/timing", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def put_timing(request: Request, job_id: JobId) -> Response:
+    """Store when each character is spoken, before the audio is delivered."""
+    queue, timing = state_of(request).workers.queue, await request.body()
+    await queue.save_timing(await queue.find_claim(job_id, _attempt(request)), timing)
+    return _ok()
+
+
 @router.post("/v1/jobs/{job_id}/stream", include_in_schema=False)
 @requires(Credential.ATTEMPT, max_body_bytes=None, is_live=True)
 async def stream(request: Request, job_id: JobId, sample_rate: Annotated[int, Query(ge=8_000, le=192_000)]) -> Response:

@@ -83,7 +83,8 @@ class Completion:
                 synth_ms = max(0, round((self.clock.now() - job.created_at).total_seconds() * 1000))
             path = job_path(job_id, job.attempt)
             await self.blobs.put(path, audio)
-            await self.blobs.put(cache_path(job.voice_id, job.cache_key), audio, is_durable=False)
+            if not job.timestamps:
+                await self.blobs.put(cache_path(job.voice_id, job.cache_key), audio, is_durable=False)
             reach("audio-stored")
             try:
                 await self._finish(job, AttemptResult(path, digest, audio.size_bytes, synth_ms), audio.duration_s)

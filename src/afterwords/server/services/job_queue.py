@@ -10,8 +10,10 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-from afterwords.errors import AudioMissingError, StaleAttemptError
-from afterwords.models import JobStatus
+from pydantic import ValidationError
+
+from afterwords.errors import AudioMissingError, InvalidRequestError, StaleAttemptError
+from afterwords.models import Alignment, JobStatus
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
 from afterwords.server.records import Claim, StoredJob, StoredVoice
@@ -133,6 +135,17 @@ class StoredJobQueue(Completion):
 
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         await self._save(claim, version, PromptKind.CHECKPOINT, checkpoint)
+
+    async def save_timing(self, claim: Claim, timing: bytes) -> None:
+        job = claim.job
+        try:
+            alignment = Alignment.model_validate_json(timing)
+        except ValidationError:
+            alignment = None
+        if alignment is None or "".join(alignment.characters) != job.text:
+            raise InvalidRequestError.invalid_field("timing", rule="it must be the alignment of the text")
+        if not await self.store.save_timing(job.job_id, job.attempt, timing.decode()):
+            raise StaleAttemptError
 
     async def _save(self, claim: Claim, version: str, kind: PromptKind, data: bytes) -> None:
         voice = claim.voice

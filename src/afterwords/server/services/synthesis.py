@@ -19,8 +19,9 @@ from afterwords.errors import (
     NotFoundError,
     QuotaExceededError,
     StorageUnavailableError,
+    UnavailableError,
 )
-from afterwords.models import Estimate, JobStatus, SpeechFormat, Usage, new_id
+from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
@@ -61,6 +62,7 @@ class SynthesisRequest:
     seed: int | None = None
     response_format: SpeechFormat = SpeechFormat.WAV
     webhook_url: str | None = None
+    timestamps: bool = False
 
     @property
     def digest(self) -> str:
@@ -74,6 +76,7 @@ class SynthesisRequest:
             self.seed,
             self.response_format,
             self.webhook_url,
+            *([True] if self.timestamps else []),  # without it, digests are those of earlier versions
         ]
         return sha256(json.dumps(values).encode()).hexdigest()
 
@@ -166,8 +169,8 @@ class Synthesis:
             audio.close()
             return AcceptedJob(job, is_new=False, left_out=left_out, quota=quota)
         flight_key = key
-        if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None:
-            parts = [key, request.response_format, request.webhook_url or ""]
+        if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or request.timestamps:
+            parts = [key, request.response_format, request.webhook_url or "", *(["t"] if request.timestamps else [])]
             flight_key = sha256("\0".join(parts).encode()).hexdigest()
         new = NewJob(
             job_id=new_id(),
@@ -185,6 +188,7 @@ class Synthesis:
             seed=request.seed,
             response_format=request.response_format,
             webhook_url=request.webhook_url,
+            timestamps=request.timestamps,
             character_limit=caller.character_limit,
         )
         with span("submit", backend=backend):
@@ -244,14 +248,17 @@ class Synthesis:
     ) -> ResolvedRequest[T]:
         """Validate a request, choose its backend and language, and look for it in the cache.
 
-        The recording of the voice must exist unless the audio is cached.
+        The recording of the voice must exist unless the audio is cached. Speech with timestamps is not looked for: the
+        cache, which keeps no text, has none.
         """
         text = check_text(request.text)
         voice = await find_voice(self.store, caller, request.voice_id)
         make_key = partial(cache_key, text, speed=request.speed, seed=request.seed)
         backend, lang = request.backend or voice.backend, request.lang or voice.lang
         cached: T | None = None
-        if backend not in self.catalog.backends:  # its audio is kept, for example that of the hosted service
+        if (
+            backend not in self.catalog.backends and not request.timestamps
+        ):  # its audio is kept, for example that of the hosted service
             key = make_key(lang=lang, backend=backend)
             cached = await find_cached(voice, key)
         if cached is None:
@@ -259,7 +266,7 @@ class Synthesis:
                 request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
             )
             key = make_key(lang=lang, backend=backend)
-            cached = await find_cached(voice, key)
+            cached = None if request.timestamps else await find_cached(voice, key)
         left_out = self.dispatcher.unspoken(backend, text)
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
@@ -373,6 +380,21 @@ class Synthesis:
             self.metrics.audio_lost.add()
             raise AudioMissingError
         return audio
+
+    async def get_alignment(self, job: StoredJob) -> Alignment:
+        """Return when each character of a job is spoken.
+
+        Raises:
+            NotFoundError: The job is not ready.
+            UnavailableError: It was submitted without timestamps, or its worker can't find them.
+        """
+        code = "timestamps_unavailable"
+        if job.status is not JobStatus.READY and job.error != code:
+            raise NotFoundError(f"The job has no timestamps: its status is {job.status}.", code="job_not_ready")
+        if (timing := await self.store.get_timing(job.job_id)) is None:
+            why = "its worker can't find them" if job.timestamps else "it was submitted without them"
+            raise UnavailableError(f"The job has no timestamps: {why}.", code=code)
+        return Alignment.model_validate_json(timing)
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a pending job, and refund it.

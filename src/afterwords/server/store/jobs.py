@@ -79,6 +79,8 @@ _ADD_WEBHOOK = Insert(webhooks, webhooks.c.keys())
 
 def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
     """Return the UPDATE that makes jobs final, for `end`. The caller adds the condition."""
+    if status is not JobStatus.READY:
+        values["timing"] = None
     return (
         update(jobs)
         .values(status=status, completed_at=bindparam("ended_at"), text=None, lease_expires=None, **values)
@@ -93,6 +95,7 @@ def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
             jobs.c.created_at,
             jobs.c.char_count,
             jobs.c.webhook_url,
+            jobs.c.timestamps,
             jobs.c.audio_sha256,
             jobs.c.audio_bytes,
             jobs.c.synth_ms,
@@ -122,7 +125,7 @@ def end(
                 day=usage_rows.day_of(row.created_at),
                 characters=row.char_count,
             )
-        elif row.flight_key is not None:
+        elif row.flight_key is not None and not row.timestamps:
             entry = {
                 "voice_id": row.voice_id,
                 "cache_key": row.cache_key,
@@ -148,7 +151,9 @@ _CANCEL = ending(JobStatus.CANCELLED).where(
 _MARK_AUDIO_LOST = (
     update(jobs)
     .where(jobs.c.job_id == bindparam("which"), jobs.c.status == JobStatus.READY)
-    .values(status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None)
+    .values(
+        status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None, timing=None
+    )
     .returning(jobs.c.spending_id, jobs.c.period, jobs.c.created_at, jobs.c.char_count)
 )
 
@@ -201,6 +206,7 @@ def submit(
         response_format=job.response_format,
         created_at=now,
         text=job.text,
+        timestamps=job.timestamps,
     )
     return SubmittedJob(accepted, is_new=True, quota=quota)
 
@@ -297,6 +303,10 @@ def get(connection: Connection, job_id: str, *, account_id: str | None = None) -
     else:
         row = _GET_OWN(connection, job_id=job_id, account_id=account_id)
     return StoredJob(*row) if row else None
+
+
+def get_timing(connection: Connection, job_id: str) -> str | None:
+    return connection.execute(select(jobs.c.timing).where(jobs.c.job_id == job_id)).scalar()
 
 
 def list_jobs(

@@ -89,6 +89,7 @@ _IS_HELD = (
 _RENEW = update(jobs).where(*_IS_HELD).values(lease_expires=bindparam("expires"), lease_s=bindparam("length_s"))
 _REQUEUE = update(jobs).where(*_IS_HELD).values(lease_expires=None, worker=None)
 _RELEASE = _REQUEUE.values(returned=jobs.c.returned + 1)
+_SET_TIMING = update(jobs).where(*_IS_HELD, jobs.c.timestamps).values(timing=bindparam("found"))
 _HAS_ATTEMPTS = jobs.c.attempt - jobs.c.returned < bindparam("max_attempts")
 _FAIL_HELD = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_HELD)
 
@@ -231,6 +232,10 @@ def finish(
     if job is None:
         return FinishStatus.GONE
     return FinishStatus.ALREADY if job.status.is_final else FinishStatus.STALE
+
+
+def save_timing(connection: Connection, job_id: str, attempt: int, timing: str) -> bool:
+    return connection.execute(_SET_TIMING, {"which": job_id, "number": attempt, "found": timing}).rowcount == 1
 
 
 def release(connection: Connection, job_id: str, attempt: int) -> bool:

@@ -246,6 +246,8 @@ jobs: Final = Table(
     Column("completed_at", UtcTime),
     Column("text", VanishingText),
     Column("traceparent", String(55)),
+    Column("timestamps", Boolean, nullable=False, server_default=false()),  # requested, so `timing` is stored
+    Column("timing", VanishingText),  # with the text; NULL unless the job is ready, or about to be
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
     sqlite_autoincrement=True,

@@ -440,6 +440,12 @@ class SqlStore:
             leases.heartbeat, job_id, attempt, lease_s=lease_s, monotonic=self._clock.monotonic()
         )
 
+    async def save_timing(self, job_id: str, attempt: int, timing: str) -> bool:
+        return await self.database.write(leases.save_timing, job_id, attempt, timing)
+
+    async def get_timing(self, job_id: str) -> str | None:
+        return await self.database.read(jobs.get_timing, job_id)
+
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         status = await self.database.write(
             leases.finish,
