@@ -74,7 +74,8 @@ class BillingContract:
 
     async def mint(self, world: World, checkout: StoredCheckout, name: str = "new", **facts: Any) -> ApiKey | None:
         since: datetime = world.clock.now() - HOUR
-        return await world.store.mint_checkout_key(checkout.checkout_id, NewKey(digest(name)), since=since, **facts)
+        minted = await world.store.mint_checkout_key(checkout.checkout_id, NewKey(digest(name)), since=since, **facts)
+        return minted[0] if minted else None
 
     async def test_checkout_continues_in_the_same_browser(self, world: World) -> None:
         first = await self.begin(world)
@@ -177,6 +178,31 @@ class BillingContract:
         key = await self.mint(world, checkout, is_confirmed=True)
         assert key is not None
         assert key.account_id == customer.account_id
+
+    async def test_confirmed_key_replaces_all_others(self, world: World) -> None:
+        checkout, customer = await self.pay(world, "first")
+        await self.mint(world, checkout, "first")
+        job = await world.add_job(await world.caller("first"))
+        unshown, _ = await self.pay(world, "second", account_id=customer.account_id)
+        last, _ = await self.pay(world, "third")
+        minted = await world.store.mint_checkout_key(
+            last.checkout_id, NewKey(digest("new")), since=world.clock.now(), is_confirmed=True, revokes_others=True
+        )
+        assert minted is not None
+        assert (minted[0].account_id, minted[1]) == (customer.account_id, [job.job_id])
+        keys = await world.store.list_keys(account_id=customer.account_id)
+        assert [key.key_id for key in keys if key.revoked_at is None] == [minted[0].key_id]
+        assert await self.mint(world, unshown) is None
+
+    async def test_checkout_of_a_revoked_key_gets_no_key(self, world: World) -> None:
+        owner = await world.caller("owner")
+        facts = {"account_id": owner.account_id, "key_id": owner.key_id}
+        checkout, customer = await self.pay(world, **facts)
+        assert customer.account_id == owner.account_id
+        assert (await self.begin(world, "other", **facts)).checkout_id != checkout.checkout_id
+        await world.store.revoke_key(owner.key_id, account_id=None)
+        assert await self.mint(world, checkout) is None
+        assert await self.mint(world, checkout, is_confirmed=True) is None
 
     async def test_signed_in_account_is_used_once(self, world: World) -> None:
         owner = await world.caller("owner")

@@ -392,6 +392,7 @@ class Store(Protocol):
         plan: str,
         browser_sha256: bytes,
         account_id: str | None,
+        key_id: str | None = None,
         since: datetime,
         is_only: bool = False,
     ) -> StoredCheckout:
@@ -416,12 +417,23 @@ class Store(Protocol):
         """
 
     async def mint_checkout_key(
-        self, checkout_id: str, key: NewKey, *, since: datetime, is_confirmed: bool = False
-    ) -> ApiKey | None:
-        """Store the one key of a checkout that was paid since. None: it has one already, or may not get one.
+        self,
+        checkout_id: str,
+        key: NewKey,
+        *,
+        since: datetime,
+        is_confirmed: bool = False,
+        revokes_others: bool = False,
+    ) -> tuple[ApiKey, list[str]] | None:
+        """Store the one key of a checkout that was paid since.
 
         Args:
             is_confirmed: The address of the customer is confirmed, so the key may be for an account that existed.
+            revokes_others: Revoke the earlier keys of the account.
+
+        Returns:
+            The key, and the ids of the cancelled jobs. None: the checkout has a key already, or may not get one, for
+            instance because the key that began it was revoked.
         """
 
     async def reissue_key(self, customer_id: str, key: NewKey) -> tuple[ApiKey, list[str]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 
 import pytest
@@ -38,7 +39,7 @@ async def test_paid_checkout_shows_one_key(shop: Shop) -> None:
     async with shop.browser() as browser, shop.browser() as other:
         answer = await browser.sign_up("Ann@Example.com ")
         cookie = answer.headers["set-cookie"].split("; ")
-        assert {"HttpOnly", "SameSite=lax", "Path=/v1/checkout"} <= set(cookie)
+        assert {"HttpOnly", "SameSite=lax", "Path=/v1"} <= set(cookie)
         session = shop.stripe.objects[answer.json()["url"].rpartition("/")[2]]
         token = token_of(session)
         poll = await browser.get("/v1/checkout/success", params={"token": token})
@@ -179,6 +180,29 @@ async def test_bank_debit_is_waited_for(shop: Shop) -> None:
         assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
 
 
+async def test_late_debit_mails_the_link_to_its_key(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shop.browser() as browser:
+        session = await shop.session(browser, "late-debit@example.com")
+        shop.stripe.pay(session["id"], debit="incomplete")
+        assert set(await shop.deliver()) == {200}
+        for part in (shop.billing, shop.state.store):
+            monkeypatch.setattr(part, "_clock", LaterClock(5 * 86_400))
+        await shop.state.store.delete_expired()
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.WAITING
+        shop.outbox.mails.clear()
+        shop.stripe.settle(session["id"])
+        assert set(await shop.deliver()) == {200}
+        [mail] = shop.outbox.mails
+        assert (mail[0], mail[1]) == ("late-debit@example.com", "Your payment has arrived")
+        monkeypatch.setattr(shop.billing, "_clock", LaterClock(6 * 86_400))  # the next day
+        assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.EXPIRED
+        page = await browser.get(f"/v1/checkout/confirm?token={confirmation_in(mail)}", headers={"accept": "text/html"})
+        assert ("Show the key" in page.text, "Revoke" in page.text) == (True, False)
+        minted = await shop.billing.confirm(confirmation_in(mail))
+    assert minted is not None
+    assert await shop.status(minted.secret) == 200
+
+
 @pytest.mark.parametrize("email", HOSTILE)
 async def test_hostile_address_is_refused_and_not_shown(shop: Shop, email: str) -> None:
     before = len(shop.stripe.requests)
@@ -245,6 +269,25 @@ async def test_former_customer_confirms_the_address(shop: Shop) -> None:
         await shop.billing.send_confirmation(token, browser.cookie)
 
 
+@pytest.mark.parametrize("revokes_others", [True, False])
+async def test_confirmed_owner_revokes_the_keys_of_others(shop: Shop, revokes_others: bool) -> None:
+    email = f"future{revokes_others}@example.com"
+    async with shop.browser() as owner:
+        early = await shop.buy_key(email)  # with an address that is not theirs
+        [customer] = shop.stripe.find("customer", email=email.lower())
+        shop.stripe.cancel(shop.stripe.find("subscription", customer=customer["id"])[0]["id"])
+        assert set(await shop.deliver()) == {200}
+        token = await shop.buy(owner, email)
+        await shop.billing.send_confirmation(token, owner.cookie)
+        link = confirmation_in(shop.outbox.mails[-1])
+        fields = {"checkout": link} | ({"revoke": "on"} if revokes_others else {})
+        page = await owner.get("/v1/checkout/confirm", params={"token": link}, headers={"accept": "text/html"})
+        assert 'name="revoke" checked' in page.text
+        shown = await owner.post("/v1/checkout/confirm", data=fields, headers={"accept": "text/html"})
+        [secret] = set(re.findall(r"aw_[\w-]{43}", shown.text))
+    assert (await shop.status(secret), await shop.status(early)) == (200, 401 if revokes_others else 200)
+
+
 async def account_of(shop: Shop, email: str) -> str | None:
     found = await shop.state.store.find_customer(email=email)
     return found.account_id if found else None
@@ -264,6 +307,32 @@ async def test_signed_in_account_needs_no_confirmation(shop: Shop) -> None:
         another = (await shop.state.keys.create()).key.account_id
         with pytest.raises(ConflictError, check=has_code("email_in_use")):
             await begin("signed-in@example.com", None, "b" * 43, account_id=another)
+
+
+@pytest.mark.parametrize("is_paid", [True, False])
+async def test_key_that_was_revoked_gets_no_other(shop: Shop, is_paid: bool) -> None:
+    own = (await shop.state.keys.create()).key
+    stolen = (await shop.state.keys.create(account_id=own.account_id)).key
+    url = await shop.billing.begin_checkout(
+        f"thief{is_paid}@example.com", None, "t" * 43, account_id=own.account_id, key_id=stolen.key_id
+    )
+    if is_paid:
+        session = shop.stripe.pay(url.rpartition("/")[2])
+        assert set(await shop.deliver()) == {200}
+    await shop.state.keys.revoke(stolen.key_id, account_id=own.account_id)
+    if not is_paid:
+        session = shop.stripe.pay(url.rpartition("/")[2])
+        assert set(await shop.deliver()) == {200}
+    async with shop.browser() as browser:
+        browser.cookies.set("aw_checkout", "t" * 43)
+        page = await browser.get(f"/v1/checkout/success?token={token_of(session)}", headers={"accept": "text/html"})
+    keys = await shop.state.keys.list(account_id=own.account_id)
+    assert {key.key_id for key in keys} == {own.key_id, stolen.key_id}
+    if is_paid:
+        assert "This link has expired" in page.text
+    else:  # the payer gets an account of their own
+        [secret] = set(re.findall(r"aw_[\w-]{43}", page.text))
+        assert await shop.status(secret) == 200
 
 
 async def test_deleted_customer_is_forgotten_and_may_come_back(shop: Shop) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from afterwords.server.auth import Credential, requires
+from afterwords.server.records import Caller
 from afterwords.server.routes.responses import context_of, errors, json_response, state_of
 from afterwords.server.routes.schemas import EventReceived
 from afterwords.server.services.billing import Billing, billing_disabled
@@ -22,7 +23,8 @@ router = APIRouter(tags=["billing"])
 EVENT_MAX_BYTES: Final = 512 * 1024
 """Of an event of Stripe: some pass 128 KiB."""
 COOKIE: Final = "aw_checkout"
-COOKIE_LIFE_S: Final = 86_400
+COOKIE_LIFE_S: Final = 14 * 86_400
+"""Bank debits take days."""
 DISABLED: Final = errors(_400="invalid_host", _404="billing_disabled")
 PAYMENTS: Final = errors(_500="internal_error", _503="payments_unavailable, payments_failed, database_unavailable")
 PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
@@ -61,7 +63,7 @@ class Started:
             COOKIE,
             self.browser,
             max_age=COOKIE_LIFE_S,
-            path=f"{base.path}/v1/checkout",
+            path=f"{base.path}/v1",  # also to the account page, where a checkout may begin
             secure=base.scheme == "https",
             httponly=True,
             samesite="lax",  # Stripe's page leads back to ours
@@ -74,12 +76,13 @@ async def start_checkout(
     email: str,
     plan: str | None = None,
     *,
-    account_id: str | None = None,
+    by: Caller | None = None,
     idempotency_key: str | None = None,
 ) -> Started:
     """Begin a checkout for the browser that sent a request; see `Billing.begin_checkout`.
 
     Args:
+        by: The key that is signed in.
         idempotency_key: Gives the cookie of a program that sent none, so that a retry continues the same checkout.
     """
     billing, context = billing_of(request), context_of(request)
@@ -93,7 +96,10 @@ async def start_checkout(
     else:
         new = checkout_browser(state_of(request).authenticator.secret, idempotency_key)
     browser = browser_of(request) or new
-    url = await billing.begin_checkout(email, plan, browser, account_id=account_id, is_only=browser == new)
+    account_id, key_id = (by.account_id, by.key_id) if by else (None, None)
+    url = await billing.begin_checkout(
+        email, plan, browser, account_id=account_id, key_id=key_id, is_only=browser == new
+    )
     return Started(url, browser)
 
 

@@ -54,8 +54,11 @@ EMAIL_MAX_CHARS: Final = 254
 SAME_CHECKOUT: Final = timedelta(minutes=30)
 """How long the same browser, email and plan continue a checkout."""
 TOKEN_LIFE: Final = timedelta(hours=1)
-"""How long the pages of a checkout work after it was paid."""
-UNPAID_LIFE: Final = timedelta(days=2)
+"""How long the success page of a checkout works after it was paid."""
+LINK_LIFE: Final = TOKEN_LIFE + timedelta(days=1)
+"""How long a link in a mail works after the checkout was paid: a day, since it is mailed while the page works."""
+UNPAID_LIFE: Final = timedelta(days=14)
+"""How long a success page waits: bank debits take days."""
 LOOKS_MAX: Final = 5
 LOOK_AGAIN_S: Final = 2
 """How long an answer of Stripe is used again for a success page that polls."""
@@ -169,6 +172,7 @@ class Billing:
         browser: str,
         *,
         account_id: str | None = None,
+        key_id: str | None = None,
         is_only: bool = False,
     ) -> str:
         """Return the URL at which the browser continues: Stripe's page, or that for customers who have a plan.
@@ -178,6 +182,7 @@ class Billing:
             plan: None: the plan that can be bought, the first of several.
             browser: Value of the browser's cookie.
             account_id: The account that is signed in.
+            key_id: The key that it is signed in with, which must still be valid when the new key is shown.
             is_only: The cookie is that of an idempotency key: it may begin one checkout.
 
         Raises:
@@ -193,6 +198,7 @@ class Billing:
             plan=plan,
             browser_sha256=sha256(browser.encode()).digest(),
             account_id=account_id,
+            key_id=key_id,
             since=self._clock.now() - SAME_CHECKOUT,
             is_only=is_only,
         )
@@ -349,37 +355,45 @@ class Billing:
         customer = await self._store.find_customer(customer_id=customer_id) if customer_id else None
         if customer is None or customer.email is None:
             raise ServiceUnavailableError("The address of the customer is unknown.", code="mail_unavailable")
+        why = "A plan was bought with this address, which already has an account. To get a key of that account, open"
+        await self._mail_link(checkout_id, customer.email, "Confirm your address", why)
+
+    async def _mail_link(self, checkout_id: str, email: str, subject: str, why: str) -> None:
         await self._mail(
-            customer.email,
-            "Confirm your address",
-            "A plan was bought with this address, which already has an account. To get a key of that account, open:\n\n"
-            f"{self._url(CONFIRM, checkout_id)}\n\n"
-            "The link works once, for an hour. If this was not you, ignore this mail: no key was shown.",
+            email,
+            subject,
+            f"{why}:\n\n{self._url(CONFIRM, checkout_id)}\n\n"
+            "The link works once, for a day. If this was not you, ignore this mail: no key was shown.",
         )
 
     async def confirmation(self, token: str) -> CheckoutState:
-        """Return whether a link that was mailed still gives a key: NEEDS_CONFIRMATION, SHOWN or EXPIRED."""
+        """Return whether a link that was mailed still gives a key: NEEDS_CONFIRMATION, READY, SHOWN or EXPIRED."""
         checkout = await self._find_checkout(CONFIRM, token)
-        state = self._state(checkout) if checkout else CheckoutState.EXPIRED
-        return state if state in (CheckoutState.NEEDS_CONFIRMATION, CheckoutState.SHOWN) else CheckoutState.EXPIRED
+        state = self._state(checkout, life=LINK_LIFE) if checkout else CheckoutState.EXPIRED
+        return CheckoutState.EXPIRED if state is CheckoutState.WAITING else state
 
-    async def confirm(self, token: str) -> MintedKey | None:
-        """Return the key of a checkout whose link was mailed. None: the link has expired, or was used."""
-        if await self.confirmation(token) is not CheckoutState.NEEDS_CONFIRMATION:
+    async def confirm(self, token: str, *, revokes_others: bool = True) -> MintedKey | None:
+        """Return the key of a checkout whose link was mailed. None: the link has expired, or was used.
+
+        Args:
+            revokes_others: Revoke the earlier keys of the account, which may be those of another person: the address
+                was not confirmed when they were shown.
+        """
+        if await self.confirmation(token) not in (CheckoutState.NEEDS_CONFIRMATION, CheckoutState.READY):
             return None
-        return await self._mint(token.partition(".")[0], is_confirmed=True)
+        return await self._mint(token.partition(".")[0], is_confirmed=True, revokes_others=revokes_others)
 
     async def _find_checkout(self, purpose: str, token: str) -> StoredCheckout | None:
         checkout_id = read_checkout_token(self._secret, purpose, token)
         return await self._store.get_checkout(checkout_id) if checkout_id else None
 
-    def _state(self, checkout: StoredCheckout) -> CheckoutState:
+    def _state(self, checkout: StoredCheckout, *, life: timedelta = TOKEN_LIFE) -> CheckoutState:
         now = self._clock.now()
         if checkout.shown_at is not None:
             return CheckoutState.SHOWN
         if checkout.paid_at is None:
             return CheckoutState.WAITING if now < checkout.created_at + UNPAID_LIFE else CheckoutState.EXPIRED
-        if now >= checkout.paid_at + TOKEN_LIFE:
+        if now >= checkout.paid_at + life:
             return CheckoutState.EXPIRED
         return CheckoutState.READY if checkout.account_id else CheckoutState.NEEDS_CONFIRMATION
 
@@ -394,13 +408,21 @@ class Billing:
             except ServiceUnavailableError as error:  # the page waits, and asks again
                 log.warning("a customer is shown as before, because Stripe can't be read code=%s", error.code)
 
-    async def _mint(self, checkout_id: str, *, is_confirmed: bool = False) -> MintedKey | None:
+    async def _mint(
+        self, checkout_id: str, *, is_confirmed: bool = False, revokes_others: bool = False
+    ) -> MintedKey | None:
         secret, new = _new_key()
         reach("checkout-key-drawn")
-        since = self._clock.now() - TOKEN_LIFE
-        key = await self._store.mint_checkout_key(checkout_id, new, since=since, is_confirmed=is_confirmed)
+        since = self._clock.now() - (LINK_LIFE if is_confirmed else TOKEN_LIFE)
+        minted = await self._store.mint_checkout_key(
+            checkout_id, new, since=since, is_confirmed=is_confirmed, revokes_others=revokes_others
+        )
         reach("checkout-key-stored")
-        return MintedKey(secret, key) if key else None
+        if minted is None:
+            return None
+        key, cancelled = minted
+        self._on_cancelled(cancelled)
+        return MintedKey(secret, key)
 
     # -- subscriptions
 
@@ -428,6 +450,8 @@ class Billing:
             # That which gives access decides, then the newest.
             ours = [one for one in state.subscriptions if one.price_id in self._prices]
             chosen = max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
+            begun_by = chosen.checkout_id if chosen is not None else None
+            checkout = await self._store.get_checkout(begun_by) if begun_by else None
             saved = await self._store.save_customer_state(
                 customer_id,
                 state,
@@ -438,8 +462,19 @@ class Billing:
             )
             reach("customer-synced")
             if saved is not None:
+                if checkout is not None and checkout.paid_at is None and saved.is_entitled:
+                    await self._mail_late_key(checkout, saved)
                 return saved
         raise ServiceUnavailableError("This customer changes too often at the moment.")
+
+    async def _mail_late_key(self, checkout: StoredCheckout, customer: StoredCustomer) -> None:
+        """Mail the link to the key of a checkout that was paid late, as by bank debit: no page waits for it."""
+        if customer.email and self._clock.now() >= checkout.created_at + TOKEN_LIFE:
+            why = "Your payment has arrived. To get your key, open"
+            try:
+                await self._mail_link(checkout.checkout_id, customer.email, "Your payment has arrived", why)
+            except ServiceUnavailableError:  # it is in the log; the operator can reissue the key
+                self._metrics.housekeeping_failures.add("mail")
 
     async def handle_event(self, event: PaymentEvent) -> None:
         """Handle an event of Stripe, once; others than those of our customers are ignored.

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, or_, select, text, update
 
 from afterwords.errors import ConflictError
 from afterwords.models import ApiKey, new_id
@@ -82,6 +82,7 @@ def begin_checkout(
     plan: str,
     browser_sha256: bytes,
     account_id: str | None,
+    key_id: str | None,
     since: datetime,
     is_only: bool,
     now: datetime,
@@ -95,6 +96,7 @@ def begin_checkout(
         of_browser,
         is_same,
         checkouts.c.account_id.is_not_distinct_from(account_id),
+        checkouts.c.begun_by_key_id.is_not_distinct_from(key_id),
         checkouts.c.paid_at.is_(None),
     )
     row = connection.execute(same.order_by(checkouts.c.created_at.desc()).limit(1)).first()
@@ -105,6 +107,7 @@ def begin_checkout(
             "plan": plan,
             "browser_sha256": browser_sha256,
             "account_id": account_id,
+            "begun_by_key_id": key_id,
             "created_at": now,
         }
         row = connection.execute(insert(checkouts).values(values).returning(*_CHECKOUT)).one()
@@ -150,20 +153,62 @@ def mint(
     key: NewKey,
     *,
     is_confirmed: bool,
+    revokes_others: bool,
     since: datetime,
     actor: Actor,
     now: datetime,
-) -> ApiKey | None:
+    monotonic: float,
+) -> tuple[ApiKey, list[str]] | None:
     account_id = _account_to_show(connection, checkout_id, is_confirmed=is_confirmed)
     if account_id is None or lock_open_account.read(connection, account_id=account_id) is None:
         return None
     of_checkout = checkouts.c.checkout_id == checkout_id
-    claim = update(checkouts).where(of_checkout, checkouts.c.shown_at.is_(None), checkouts.c.paid_at >= since)
+    claim = update(checkouts).where(
+        of_checkout, checkouts.c.shown_at.is_(None), checkouts.c.paid_at >= since, _is_proven(now)
+    )
     if not connection.execute(claim.values(shown_at=now, account_id=account_id)).rowcount:
         return None
+    cancelled: list[str] = []
+    if revokes_others:  # also those that other checkouts have not shown yet
+        of_account = and_(checkouts.c.account_id == account_id, checkouts.c.shown_at.is_(None))
+        connection.execute(update(checkouts).where(of_account).values(shown_at=now))
+        cancelled = _revoke(
+            connection, keys.c.account_id == account_id, account_id, actor=actor, now=now, monotonic=monotonic
+        )
     minted = key_rows.insert_key(connection, key, account_id=account_id, actor=actor, now=now)
     connection.execute(update(checkouts).where(of_checkout).values(key_id=minted.key_id))
-    return minted
+    return minted, cancelled
+
+
+def _is_proven(now: datetime) -> ColumnElement[bool]:
+    """Return whether the key with which a checkout was begun is still valid, if it was begun with one."""
+    is_valid = exists().where(
+        keys.c.key_id == checkouts.c.begun_by_key_id,
+        keys.c.revoked_at.is_(None),
+        or_(keys.c.expires_at.is_(None), keys.c.expires_at > now),
+    )
+    return or_(checkouts.c.begun_by_key_id.is_(None), is_valid)
+
+
+def _revoke(
+    connection: Connection,
+    which: ColumnElement[bool],
+    account_id: str,
+    *,
+    actor: Actor,
+    now: datetime,
+    monotonic: float,
+) -> list[str]:
+    """Revoke keys of an account, and return their cancelled jobs."""
+    cancelled: list[str] = []
+    for key_id in connection.execute(select(keys.c.key_id).where(which, keys.c.revoked_at.is_(None))).scalars().all():
+        cancelled += (
+            key_rows.revoke(
+                connection, key_id, account_id=account_id, by=None, actor=actor, now=now, monotonic=monotonic
+            )
+            or ()
+        )
+    return cancelled
 
 
 def _account_to_show(connection: Connection, checkout_id: str, *, is_confirmed: bool) -> str | None:
@@ -195,15 +240,8 @@ def reissue(
         row = connection.execute(made.returning(*_CHECKOUT)).one()
     checkout = StoredCheckout(*row)
     spending = select(keys.c.spending_id).where(keys.c.key_id == checkout.key_id).scalar_subquery()
-    earlier = select(keys.c.key_id).where(keys.c.spending_id == spending, keys.c.revoked_at.is_(None))  # or rotated
-    cancelled: list[str] = []
-    for key_id in connection.execute(earlier).scalars().all():
-        cancelled += (
-            key_rows.revoke(
-                connection, key_id, account_id=account_id, by=None, actor=actor, now=now, monotonic=monotonic
-            )
-            or ()
-        )
+    rotated = keys.c.spending_id == spending
+    cancelled = _revoke(connection, rotated, account_id, actor=actor, now=now, monotonic=monotonic)
     minted = key_rows.insert_key(connection, key, account_id=account_id, actor=actor, now=now)
     of_checkout = update(checkouts).where(checkouts.c.checkout_id == checkout.checkout_id)
     connection.execute(of_checkout.values(key_id=minted.key_id, account_id=account_id, shown_at=now))
@@ -308,12 +346,13 @@ def _give_access(
         begun_by = (  # the account that was signed in when the checkout began
             select(accounts.c.account_id)
             .join(checkouts, checkouts.c.account_id == accounts.c.account_id)
-            .where(of_checkout, is_open, ~has_access)
+            .where(of_checkout, is_open, ~has_access, _is_proven(now))
         )
         account_id = connection.execute(begun_by).scalar()
         if account_id is None:
             account_id = new_id()
             connection.execute(insert(accounts).values(account_id=account_id, created_at=now))
+            connection.execute(update(checkouts).where(of_checkout).values(begun_by_key_id=None))
         else:
             detach_customer(connection, account_id)  # one that was deleted at Stripe
         proven = account_id

@@ -88,6 +88,7 @@ checkouts: Final = Table(
     Column("customer_id", Text, index=True),
     Column("session_id", Text, unique=True),
     Column("account_id", ForeignKey("accounts.account_id")),  # may get a key; NULL: not paid, or not proven
+    Column("begun_by_key_id", ForeignKey("keys.key_id")),  # must still be valid; NULL: not signed in
     Column("created_at", UtcTime, nullable=False, index=True),
     Column("paid_at", UtcTime),
     Column("shown_at", UtcTime),  # when its key was created and shown

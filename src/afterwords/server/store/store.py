@@ -495,6 +495,7 @@ class SqlStore:
         plan: str,
         browser_sha256: bytes,
         account_id: str | None,
+        key_id: str | None = None,
         since: datetime,
         is_only: bool = False,
     ) -> StoredCheckout:
@@ -504,6 +505,7 @@ class SqlStore:
             plan=plan,
             browser_sha256=browser_sha256,
             account_id=account_id,
+            key_id=key_id,
             since=since,
             is_only=is_only,
             now=self._clock.now(),
@@ -519,17 +521,27 @@ class SqlStore:
         return await self.database.write(billing.save_session, checkout_id, session_id)
 
     async def mint_checkout_key(
-        self, checkout_id: str, key: NewKey, *, since: datetime, is_confirmed: bool = False
-    ) -> ApiKey | None:
-        return await self.database.write(
+        self,
+        checkout_id: str,
+        key: NewKey,
+        *,
+        since: datetime,
+        is_confirmed: bool = False,
+        revokes_others: bool = False,
+    ) -> tuple[ApiKey, list[str]] | None:
+        minted = await self.database.write(
             billing.mint,
             checkout_id,
             key,
             is_confirmed=is_confirmed,
+            revokes_others=revokes_others,
             since=since,
             actor=ACTOR.get(),
-            now=self._clock.now(),
+            **self._times(),
         )
+        if minted is not None:
+            self._notify_final(*minted[1])
+        return minted
 
     async def reissue_key(self, customer_id: str, key: NewKey) -> tuple[ApiKey, list[str]] | None:
         reissued = await self.database.write(billing.reissue, customer_id, key, actor=ACTOR.get(), **self._times())

@@ -99,8 +99,7 @@ async def portal(request: Request) -> Response:
 async def subscribe(request: Request) -> Response:
     """Begin a checkout for the account."""
     form = await read_form(request)
-    account_id = caller_of(request).account_id
-    started = await start_checkout(request, form.get("email", ""), form.get("plan"), account_id=account_id)
+    started = await start_checkout(request, form.get("email", ""), form.get("plan"), by=caller_of(request))
     return started.answer(redirect(started.url), request)
 
 

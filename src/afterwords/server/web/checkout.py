@@ -36,7 +36,8 @@ MESSAGES: Final = {
     ),
     CheckoutState.EXPIRED: (
         "This link has expired",
-        "It works for an hour after the payment. If you have paid and have no key, ask the operator of this server.",
+        "It works for an hour after the payment, and for a day in a mail. If you have paid and have no key, ask the "
+        "operator of this server.",
     ),
     CheckoutState.WRONG_BROWSER: (
         "Open this page where you began",
@@ -125,7 +126,8 @@ async def success(request: Request, token: Token = "") -> Response:
         minted = await billing.show_key(token, browser)
         if minted is not None:
             return await show_key(request, minted.secret)
-        state = CheckoutState.SHOWN
+        state = await billing.success(token, browser)
+        state = CheckoutState.EXPIRED if state is CheckoutState.READY else state  # the key that began it was revoked
     if state is CheckoutState.NEEDS_CONFIRMATION:
         return await render(request, "send_confirmation.html", checkout=token, can_mail=billing.can_mail)
     if state in MESSAGES:
@@ -147,7 +149,7 @@ async def send_confirmation(request: Request) -> Response:
     """Mail the link that lets a checkout join the account of its address."""
     form = await read_form(request)
     await billing_of(request).send_confirmation(form.get("checkout", ""), browser_of(request))
-    title, text = "Check your mail", "Open the link in the mail within an hour: the page behind it shows your key."
+    title, text = "Check your mail", "Open the link in the mail within a day: the page behind it shows your key."
     return await render(request, "message.html", title=title, text=text)
 
 
@@ -156,8 +158,9 @@ async def send_confirmation(request: Request) -> Response:
 async def confirm(request: Request, token: Token = "") -> Response:
     """Show a button for the key of a mailed link: opening the link, as mail scanners do, uses nothing up."""
     state = await billing_of(request).confirmation(token)
-    if state is CheckoutState.NEEDS_CONFIRMATION:
-        return await render(request, "confirm.html", checkout=token)
+    if state in (CheckoutState.NEEDS_CONFIRMATION, CheckoutState.READY):
+        is_new = state is CheckoutState.READY
+        return await render(request, "confirm.html", checkout=token, is_new=is_new)
     title, text = MESSAGES[state]
     return await render(request, "message.html", title=title, text=text)
 
@@ -167,10 +170,11 @@ async def confirm(request: Request, token: Token = "") -> Response:
 async def show_confirmed_key(request: Request) -> Response:
     """Show the key of a mailed link, once."""
     form = await read_form(request)
-    minted = await billing_of(request).confirm(form.get("checkout", ""))
+    billing, token = billing_of(request), form.get("checkout", "")
+    minted = await billing.confirm(token, revokes_others="revoke" in form)
     if minted is not None:
         return await show_key(request, minted.secret)
-    title, text = MESSAGES[await billing_of(request).confirmation(form.get("checkout", ""))]
+    title, text = MESSAGES.get(await billing.confirmation(token), MESSAGES[CheckoutState.EXPIRED])
     return await render(request, "message.html", title=title, text=text)
 
 

@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.Column("customer_id", sa.Text),
         sa.Column("session_id", sa.Text),
         sa.Column("account_id", ID),
+        sa.Column("begun_by_key_id", ID),
         sa.Column("created_at", UtcTime, nullable=False),
         sa.Column("paid_at", UtcTime),
         sa.Column("shown_at", UtcTime),
@@ -50,6 +51,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("checkout_id", name="pk_checkouts"),
         sa.UniqueConstraint("session_id", name="uq_checkouts_session_id"),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.account_id"], name="fk_checkouts_account_id_accounts"),
+        sa.ForeignKeyConstraint(["begun_by_key_id"], ["keys.key_id"], name="fk_checkouts_begun_by_key_id_keys"),
         sa.ForeignKeyConstraint(["key_id"], ["keys.key_id"], name="fk_checkouts_key_id_keys"),
     )
     op.create_index("ix_checkouts_email", "checkouts", ["email"])
