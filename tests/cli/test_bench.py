@@ -148,7 +148,7 @@ def test_no_process_outlives_the_command(sig: signal.Signals) -> None:
         (("--backend", "nope"), {}, 5, "invalid_backend", "available: tone"),
         ((), {"AFTERWORDS_BACKENDS": "nope"}, 1, "backend_unavailable", "AFTERWORDS_BACKENDS"),
         (("--lang", "tlh"), {}, 5, "unsupported_lang", "'tlh'"),
-        (("--text", "?!"), {}, 5, "empty_text", "at least one letter"),
+        (("--text", "?!"), {}, 5, "empty_text", "nothing that can be spoken"),
         (("--timeout", "nan"), {}, 5, "invalid_option", "timeout is nan"),
         (("--remote",), {"AFTERWORDS_BASE_URL": "http://127.0.0.1:1"}, 3, "not_logged_in", "afterwords login"),
         (("-p", "nope"), {}, 5, "invalid_option", "the profile"),

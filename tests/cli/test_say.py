@@ -223,9 +223,9 @@ def test_read_only_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (b"", "empty_text", "at least one letter"),
-        ("\u200b \n\u200b".encode(), "empty_text", "at least one letter"),
-        (b"?!...", "empty_text", "at least one letter"),
+        (b"", "empty_text", "nothing that can be spoken"),
+        ("\u200b \n\u200b".encode(), "empty_text", "nothing that can be spoken"),
+        (b"?!...", "empty_text", "nothing that can be spoken"),
         (b"canary\0", "control_character", "U+0000 at position 6"),
         (b"canary\x1b[31m", "control_character", "U+001B at position 6"),
         (b"canary\xff", "invalid_unicode", "position 6"),

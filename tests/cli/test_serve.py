@@ -255,11 +255,12 @@ class TestKeys:
     def test_json_precedes_no_subcommand(self, shared: dict[str, str]) -> None:
         run("accounts", "--json", "list", env=shared).expect_error(2, "usage")
 
-    def test_storage_is_adopted(self, shared: dict[str, str]) -> None:
-        create_key(shared)
-        assert run("storage", env=shared).out == "sweep not begun: a server marks the storage when it starts\n"
-        assert run("storage", "adopt", env=shared).code == 0
-        assert run("storage", env=shared).out == "sweep ok\n"
+    def test_storage_is_adopted(self, tmp_path: Path) -> None:
+        new = {"AFTERWORDS_HOME": str(tmp_path / "home")}
+        create_key(new)
+        assert run("storage", env=new).out == "sweep not begun: a server marks the storage when it starts\n"
+        assert run("storage", "adopt", env=new).code == 0
+        assert run("storage", env=new).out == "sweep ok\n"
 
     def test_no_subcommand_lists_keys(self, shared: dict[str, str]) -> None:
         _, key_id = create_key(shared)
