@@ -57,7 +57,7 @@ class Aligner:
             UnavailableError: As for `align`.
         """
         if self._is_timed:
-            words = _in_given_text(self._words, self._task.text, self._text)
+            words = in_given_text(self._words, self._task.text, self._text)
             return Alignment.from_words(self._text, words, self._n_samples / self._sample_rate)
         import numpy as np
 
@@ -65,7 +65,7 @@ class Aligner:
         return align(audio, self._text, lang=self._task.lang, progress=progress)
 
 
-def _in_given_text(words: list[WordTiming], validated: str, given: str) -> list[WordTiming]:
+def in_given_text(words: list[WordTiming], validated: str, given: str) -> list[WordTiming]:
     """Return words with their positions in the text before its validation, which changed only spaces and line ends."""
     if validated == given:
         return words

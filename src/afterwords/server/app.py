@@ -18,7 +18,7 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.faces import elevenlabs, elevenlabs_socket, openai, openai_socket
+from afterwords.server.faces import elevenlabs, elevenlabs_socket, elevenlabs_timestamps, openai, openai_socket
 from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
@@ -153,6 +153,7 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         health,
         openai,
         elevenlabs,
+        elevenlabs_timestamps,
         voices,
         aliases,
         keys,
@@ -177,7 +178,9 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
                 methods=route.methods,
                 status_code=route.status_code,
                 tags=route.tags,
-                responses=elevenlabs.with_error_shape(responses) if part is elevenlabs else responses,
+                responses=elevenlabs.with_error_shape(responses)
+                if part in (elevenlabs, elevenlabs_timestamps)
+                else responses,
                 openapi_extra=route.openapi_extra,
                 include_in_schema=route.include_in_schema,
                 route_class_override=ServerRoute,

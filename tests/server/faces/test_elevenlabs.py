@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from pydantic import BaseModel
 
 from afterwords.audio.wav import Samples
 from afterwords.server.faces.elevenlabs import FORMATS
+from afterwords.server.faces.elevenlabs_timestamps import LINE_MAX_BYTES
 from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
 
 REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("elevenlabs_requests.json").read_text())
@@ -333,11 +335,46 @@ def test_history_has_the_finished_jobs_and_their_audio(served: Served, key: str,
     assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (404, "job_not_found")
 
 
-def test_timestamps_are_refused_and_never_null(client: ElevenLabs) -> None:
-    for speak in (client.text_to_speech.convert_with_timestamps, client.text_to_speech.stream_with_timestamps):
-        with pytest.raises(UnprocessableEntityError, match="has no timestamps") as caught:
-            list(speak("me", text="Hello."))
-        assert caught.value.body["detail"]["status"] == "timestamps_unavailable"
+def test_timestamps_cover_the_text_and_the_audio(client: ElevenLabs) -> None:
+    text = "When is each of these words spoken?\u2028On the second line, and slowly."
+    whole = client.text_to_speech.convert_with_timestamps("me", text=text)
+    assert whole.alignment is not None
+    check_tone(base64.b64decode(whole.audio_base_64), "mp3_44100_128", text)
+    parts = list(client.text_to_speech.stream_with_timestamps("me", text=text, output_format="pcm_24000"))
+    assert len(parts) == 4  # a second of PCM each
+    check_tone(b"".join(base64.b64decode(part.audio_base_64) for part in parts), "pcm_24000", text)
+    found = [part.alignment for part in parts if part.alignment]
+    assert found == [part.normalized_alignment for part in parts]
+    starts = [start for each in found for start in each.character_start_times_seconds]
+    ends = [end for each in found for end in each.character_end_times_seconds]
+    assert [c for each in found for c in each.characters] == whole.alignment.characters == list(text)
+    assert (starts, ends) == (
+        whole.alignment.character_start_times_seconds,
+        whole.alignment.character_end_times_seconds,
+    )
+    assert starts[text.index("second")] == pytest.approx(SECONDS_PER_CHARACTER * text.index("second"), abs=0.02)
+    assert found[1].character_start_times_seconds[0] == pytest.approx(LINE_MAX_BYTES / 48_000, abs=0.1)
+
+
+def test_lines_with_timestamps_are_short(http: httpx.Client) -> None:
+    body = {"text": "A long text, in short lines. " * 60}
+    path = f"{SPEECH}/me/stream/with-timestamps"
+    with http.stream("POST", path, json=body, params={"output_format": "pcm_48000"}) as answer:
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        lines = list(answer.iter_lines())
+    assert max(map(len, lines)) < 128 * 1024
+    assert "".join("".join(json.loads(line)["alignment"]["characters"]) for line in lines) == body["text"]
+
+
+def test_disconnect_cancels_speech_with_timestamps(http: httpx.Client) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(f"{SPEECH}/me/with-timestamps", json={"text": f"{SLOW} with timestamps"}, timeout=1)
+    wait_until(lambda: http.get("/v1/jobs?limit=1").json()[0]["status"] == "cancelled", what="the end of the job")
+
+
+def test_failed_speech_with_timestamps_is_an_error(http: httpx.Client) -> None:
+    answer = http.post(f"{SPEECH}/me/with-timestamps", json={"text": "fault-fail with timestamps"})
+    assert (answer.status_code, answer.json()["detail"]["status"]) == (500, "synthesis_failed")
 
 
 # -- JavaScript -----------------------------------------------------------------------------------------------

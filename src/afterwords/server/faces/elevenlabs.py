@@ -13,7 +13,7 @@ from pydantic import Field, Json, WithJsonSchema
 
 from afterwords.audio.encoding import SAMPLE_RATES, Encoding
 from afterwords.audio.wav import REFERENCE_MAX_BYTES
-from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError, QuotaExceededError, UnavailableError
+from afterwords.errors import AfterwordsError, InvalidRequestError, NotFoundError, QuotaExceededError
 from afterwords.models import NAME_MAX_CHARS, ConsentKind, JobStatus, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.faces.openai import MODEL as OPENAI_MODEL
@@ -163,7 +163,11 @@ OutputFormat = Annotated[
         json_schema_extra={"enum": [*FORMATS]},
     ),
 ]
-_SPEECH: Final[dict[int | str, dict[str, Any]]] = {
+INVALID_SPEECH: Final = (
+    "missing_field, empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, unsupported_lang, "
+    "invalid_field"
+)
+SPEECH_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "content": audio_content(*(encoding.format for encoding in FORMATS.values())),
         "description": "The audio while it is generated.",
@@ -171,59 +175,46 @@ _SPEECH: Final[dict[int | str, dict[str, Any]]] = {
     **errors(
         _404="voice_not_found, model_not_found",
         _409="ambiguous_voice_name",
-        _422="missing_field, empty_text, unspeakable_text, text_too_long, control_character, invalid_unicode, "
-        "unsupported_lang, invalid_field",
+        _422=INVALID_SPEECH,
         _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
         _500="reference_missing, synthesis_failed, internal_error",
     ),
 }
-_TIMESTAMPS: Final = errors(
-    _404="voice_not_found", _409="ambiguous_voice_name", _422="missing_field, invalid_field, timestamps_unavailable"
-)
 
 
-@router.post("/elevenlabs/v1/text-to-speech/{voice_id}", responses=_SPEECH)
-@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/stream", responses=_SPEECH)
+@router.post("/elevenlabs/v1/text-to-speech/{voice_id}", responses=SPEECH_RESPONSES)
+@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/stream", responses=SPEECH_RESPONSES)
 @opened_by_xi_key(Scope.SYNTHESIZE)
 async def speak(
     request: Request, voice_id: VoiceId, body: ElevenSpeechBody, output_format: OutputFormat = DEFAULT_FORMAT
 ) -> Response:
     """Speak a text with a voice of the account, as ElevenLabs' API does."""
-    state, caller = state_of(request), caller_of(request)
-    encoding = FORMATS.get(output_format)
-    if encoding is None:
-        raise InvalidRequestError.invalid_field("output_format", rule=f"it must be one of {', '.join(FORMATS)}")
-    speed = body.voice_settings.speed if body.voice_settings else None
-    options = SynthesisRequest(
-        voice_id=(await find_speaker(state.store, caller, voice_id)).voice_id,
-        text=body.text,
-        lang=body.language_code or None,
-        backend=find_backend(body.model_id, state.dispatcher.backends),
-        speed=1.0 if speed is None else speed,
-        seed=body.seed,
-    )
-    result = await state.synthesis.submit(caller, options, listen=True)
+    options, encoding = await parse_speech(request, voice_id, body, output_format)
+    result = await state_of(request).synthesis.submit(caller_of(request), options, listen=True)
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
     is_tagged = encoding.format is not SpeechFormat.MP3  # players break at ID3 where they expect a frame
     return await speech_response(request, result, encoding, is_tagged=is_tagged)
 
 
-@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/with-timestamps", responses=_TIMESTAMPS)
-@router.post("/elevenlabs/v1/text-to-speech/{voice_id}/stream/with-timestamps", responses=_TIMESTAMPS)
-@opened_by_xi_key(Scope.SYNTHESIZE)
-async def speak_with_timestamps(
-    request: Request,
-    voice_id: VoiceId,
-    body: ElevenSpeechBody,  # noqa: ARG001 - it is checked
-) -> Response:
-    """Refuse: the engines of a server report no timestamps. Nothing is spoken or charged."""
-    await find_speaker(state_of(request).store, caller_of(request), voice_id)
-    raise UnavailableError(
-        "This server has no timestamps.",
-        code="timestamps_unavailable",
-        hint="leave with-timestamps out; `afterwords say --timing` has them.",
+async def parse_speech(
+    request: Request, voice_id: str, body: ElevenSpeechBody, output_format: str
+) -> tuple[SynthesisRequest, Encoding]:
+    """Return the parameters of speech as a request, and its encoding."""
+    state = state_of(request)
+    encoding = FORMATS.get(output_format)
+    if encoding is None:
+        raise InvalidRequestError.invalid_field("output_format", rule=f"it must be one of {', '.join(FORMATS)}")
+    speed = body.voice_settings.speed if body.voice_settings else None
+    options = SynthesisRequest(
+        voice_id=(await find_speaker(state.store, caller_of(request), voice_id)).voice_id,
+        text=body.text,
+        lang=body.language_code or None,
+        backend=find_backend(body.model_id, state.dispatcher.backends),
+        speed=1.0 if speed is None else speed,
+        seed=body.seed,
     )
+    return options, encoding
 
 
 def find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
