@@ -231,17 +231,36 @@ class BillingContract:
 
     async def test_due_customers_are_listed(self, world: World) -> None:
         await self.pay(world)
-        assert await world.store.list_customers() == ["cus_1"]
-        assert await world.store.list_customers(due_again_s=600) == []
+        assert await world.store.list_due_customers(again_s=600) == []
         world.clock.advance(31 * 86_400)
-        assert await world.store.list_customers(due_again_s=600) == ["cus_1"]
+        assert await world.store.list_due_customers(again_s=600) == ["cus_1"]
         await self.sync(world, self.subscription(world, period_end=world.clock.now()))
-        assert await world.store.list_customers(due_again_s=600) == []  # looked at a moment ago
+        assert await world.store.list_due_customers(again_s=600) == []  # looked at a moment ago
         world.clock.advance(601)
-        assert await world.store.list_customers(due_again_s=600) == ["cus_1"]
+        assert await world.store.list_due_customers(again_s=600) == ["cus_1"]
         await self.sync(world, self.subscription(world, "canceled", period_end=world.clock.now()))
         world.clock.advance(601)
-        assert await world.store.list_customers(due_again_s=600) == []
+        assert await world.store.list_due_customers(again_s=600) == []
+
+    async def test_subscriptions_are_listed_with_their_accounts(self, world: World) -> None:
+        _, customer = await self.pay(world)
+        await world.store.add_customer("cus_2", email="bob@example.com")
+        first, second = await world.store.list_subscriptions()
+        assert (first.customer_id, first.account_id, first.status) == ("cus_1", customer.account_id, "active")
+        assert (first.plan, first.period_start, first.suspended_at) == ("small", world.clock.now(), None)
+        assert (second.customer_id, second.account_id, second.status, second.plan) == ("cus_2", None, None, None)
+
+    async def test_one_process_at_a_time_reconciles(self, world: World) -> None:
+        async def claims() -> int:
+            return sum(await asyncio.gather(*(world.store.claim_reconcile(again_s=3300) for _ in range(5))))
+
+        assert await claims() == 1
+        world.clock.advance(3299)
+        assert await claims() == 0
+        world.clock.advance(1)
+        assert await claims() == 1
+        world.clock.advance(-1)  # the clock was set back
+        assert await claims() == 1
 
     async def test_events_are_stored_with_their_effect(self, world: World) -> None:
         _, customer = await self.pay(world)

@@ -32,6 +32,7 @@ from afterwords.server.records import (
     StoredCheckout,
     StoredCustomer,
     StoredJob,
+    StoredSubscription,
     StoredVoice,
     SubmittedJob,
     Subscription,
@@ -448,8 +449,14 @@ class Store(Protocol):
     ) -> StoredCustomer | None:
         """Return the customer with all of these."""
 
-    async def list_customers(self, *, due_again_s: float | None = None) -> list[str]:
-        """Return the ids of all, or of those whose period has ended and that were read more than `due_again_s` ago."""
+    async def list_due_customers(self, *, again_s: float) -> list[str]:
+        """Return the ids of customers whose period has ended, and that were read more than `again_s` ago."""
+
+    async def list_subscriptions(self) -> list[StoredSubscription]:
+        """Return what is stored of the subscription of each customer, also of one who has none."""
+
+    async def claim_reconcile(self, *, again_s: float) -> bool:
+        """Return whether no process that shares the database has claimed this within `again_s`."""
 
     async def add_customer(self, customer_id: str, *, email: str | None) -> None:
         """Store a customer that began no checkout here, without the address if another one has it."""
@@ -540,8 +547,8 @@ class Payments(Protocol):
     async def read_customer(self, customer_id: str) -> CustomerState:
         """Return a customer with all subscriptions."""
 
-    async def list_subscribers(self, price_id: str) -> list[str]:
-        """Return the ids of the customers with a subscription of a price, also one that has ended."""
+    async def list_subscriptions(self, price_id: str) -> list[Subscription]:
+        """Return all subscriptions of a price, also those that have ended, with all of their items."""
 
     async def cancel_subscription(self, subscription_id: str) -> None:
         """End a subscription now, unless it has ended."""

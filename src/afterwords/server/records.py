@@ -510,6 +510,22 @@ class StoredCustomer:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSubscription:
+    """What is stored of a customer's subscription, and of the account that it opens, if there is one."""
+
+    customer_id: str
+    account_id: str | None
+    subscription_id: str | None
+    status: str | None
+    price_id: str | None
+    is_ending: bool
+    plan: str | None
+    period_start: datetime | None
+    period_end: datetime | None
+    suspended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredCheckout:
     """A row of `checkouts`: one attempt of a browser to buy a plan.
 

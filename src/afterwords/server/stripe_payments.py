@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import SecretStr
 from pydantic_core import from_json
@@ -18,12 +18,17 @@ from afterwords.server.records import CustomerState, MeterBatch, PaymentEvent, P
 
 if TYPE_CHECKING:
     from stripe import StripeClient
+    from stripe.params import SubscriptionListParams
 
 log = logging.getLogger("afterwords.server")
 
+T = TypeVar("T")
+
 CALL_TIMEOUT_S: Final = 10
-"""Of a call with its retries; the package would wait 80 s."""
+LIST_TIMEOUT_S: Final = 600
 RETRIES: Final = 2
+RATE_RETRIES: Final = 2
+"""Of reads after status 429, which the package does not repeat."""
 PAGE: Final = 100
 TOLERANCE_S: Final = 300
 """How far the time of a signature may be from ours, as in Stripe's own check."""
@@ -39,13 +44,20 @@ class StripePayments:
         webhook_secret: Signs the events.
         api_url: URL of the API.
         meter_event: Name of the meter events.
+        timeout_s: Of a call with its retries; the package would wait 80 s.
 
     Raises:
         MissingExtraError: The package is not installed.
     """
 
     def __init__(
-        self, secret_key: SecretStr, webhook_secret: SecretStr | None, *, api_url: str, meter_event: str | None = None
+        self,
+        secret_key: SecretStr,
+        webhook_secret: SecretStr | None,
+        *,
+        api_url: str,
+        meter_event: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         try:
             import stripe
@@ -54,8 +66,8 @@ class StripePayments:
         stripe.enable_telemetry = False
         logging.getLogger("stripe").setLevel(logging.WARNING)  # it logs URLs, of which some have an email address
         logging.getLogger("httpx").addFilter(lambda record: api_url not in record.getMessage())  # so does this one
-        self._webhook_secret, self._meter_event = webhook_secret, meter_event or ""
-        self._http = stripe.HTTPXClient(timeout=CALL_TIMEOUT_S)
+        self._webhook_secret, self._meter_event, self._timeout_s = webhook_secret, meter_event or "", timeout_s
+        self._http = stripe.HTTPXClient(timeout=timeout_s)
         self._client: StripeClient = stripe.StripeClient(
             secret_key.get_secret_value(),
             base_addresses={"api": api_url},
@@ -69,45 +81,58 @@ class StripePayments:
     # -- customers
 
     async def find_customers(self, email: str) -> list[str]:
-        async with _calling("list customers"):
+        async with self._calling("list customers"):
             found = await self._client.v1.customers.list_async({"email": email, "limit": PAGE})
         return [one["id"] for one in (each.to_dict() for each in found.data) if CHECKOUT_KEY in (one["metadata"] or {})]
 
     async def create_customer(self, email: str, *, checkout_id: str, key: str) -> str:
-        async with _calling("create a customer"):
+        async with self._calling("create a customer"):
             made = await self._client.v1.customers.create_async(
                 {"email": email, "metadata": {CHECKOUT_KEY: checkout_id}}, {"idempotency_key": key}
             )
         return made.id
 
     async def delete_customer(self, customer_id: str) -> None:
-        async with _calling("delete a customer"):
+        async with self._calling("delete a customer"):
             await self._client.v1.customers.delete_async(customer_id)
 
     async def read_customer(self, customer_id: str) -> CustomerState:
         """Return a customer with all subscriptions."""
-        async with _calling("read a customer"):
-            customer = (await self._client.v1.customers.retrieve_async(customer_id)).to_dict()
+        from stripe import InvalidRequestError as Refused
+
+        async with self._calling("read a customer"):
+            try:
+                found = await _repeat(lambda: self._client.v1.customers.retrieve_async(customer_id))
+            except Refused as error:
+                if error.code != "resource_missing":
+                    raise
+                raise _customer_not_found() from None
+            customer = found.to_dict()
             if customer.get("deleted"):  # which has ended the subscriptions
                 return CustomerState(email=None, is_deleted=True, subscriptions=())
-            page = await self._client.v1.subscriptions.list_async(
-                {"customer": customer_id, "status": "all", "limit": PAGE}
-            )
-            found = [one.to_dict() async for one in page.auto_paging_iter()]
+            subscriptions = await self._list_subscriptions({"customer": customer_id})
         email = (customer.get("email") or "").strip().lower() or None
-        return CustomerState(email, is_deleted=False, subscriptions=tuple(_items(found)))
+        return CustomerState(email, is_deleted=False, subscriptions=tuple(subscriptions))
 
-    async def list_subscribers(self, price_id: str) -> list[str]:
-        async with _calling("list subscriptions", timeout_s=60 * CALL_TIMEOUT_S):
-            page = await self._client.v1.subscriptions.list_async({"price": price_id, "status": "all", "limit": PAGE})
-            found = [one.to_dict()["customer"] async for one in page.auto_paging_iter()]
-        return list(dict.fromkeys(found))
+    async def list_subscriptions(self, price_id: str) -> list[Subscription]:
+        async with self._calling("list subscriptions", timeout_s=LIST_TIMEOUT_S):
+            return await self._list_subscriptions({"price": price_id})
+
+    async def _list_subscriptions(self, of: SubscriptionListParams) -> list[Subscription]:
+        """Return the items of all subscriptions, page by page."""
+        params: SubscriptionListParams = {**of, "status": "all", "limit": PAGE}
+        page = await _repeat(lambda: self._client.v1.subscriptions.list_async(params))
+        found = list(page.data)
+        while page.has_more:
+            page = await _repeat(page.next_page_async)
+            found += page.data
+        return _items([one.to_dict() for one in found])
 
     async def cancel_subscription(self, subscription_id: str) -> None:
         """End a subscription now, unless it has ended."""
         from stripe import InvalidRequestError as Refused
 
-        async with _calling("cancel a subscription"):
+        async with self._calling("cancel a subscription"):
             try:
                 await self._client.v1.subscriptions.cancel_async(subscription_id)
             except Refused as error:
@@ -122,7 +147,7 @@ class StripePayments:
         """Create the session of a checkout."""
         from stripe import InvalidRequestError as Refused
 
-        async with _calling("create a Checkout Session"):
+        async with self._calling("create a Checkout Session"):
             try:
                 made = await self._client.v1.checkout.sessions.create_async(
                     {
@@ -139,11 +164,11 @@ class StripePayments:
             except Refused as error:
                 if (error.code, error.param) != ("resource_missing", "customer"):
                     raise
-                raise NotFoundError("The customer was deleted.", code="customer_not_found") from None
+                raise _customer_not_found() from None
         return _session(made)
 
     async def list_open_sessions(self, customer_id: str) -> list[PaymentSession]:
-        async with _calling("list Checkout Sessions"):
+        async with self._calling("list Checkout Sessions"):
             page = await self._client.v1.checkout.sessions.list_async(
                 {"customer": customer_id, "status": "open", "limit": PAGE}
             )
@@ -153,7 +178,7 @@ class StripePayments:
         """Expire a session."""
         from stripe import InvalidRequestError as Refused
 
-        async with _calling("expire a Checkout Session"):
+        async with self._calling("expire a Checkout Session"):
             try:
                 await self._client.v1.checkout.sessions.expire_async(session_id)
             except Refused:  # it is not open
@@ -161,7 +186,7 @@ class StripePayments:
         return True
 
     async def create_portal(self, customer_id: str, *, return_url: str) -> str:
-        async with _calling("open the billing portal"):
+        async with self._calling("open the billing portal"):
             made = await self._client.v1.billing_portal.sessions.create_async(
                 {"customer": customer_id, "return_url": return_url}
             )
@@ -172,7 +197,7 @@ class StripePayments:
         from stripe import InvalidRequestError as Refused
 
         payload = {"stripe_customer_id": batch.customer_id, "value": str(batch.characters)}
-        async with _calling("report characters"):
+        async with self._calling("report characters"):
             try:
                 await self._client.v1.billing.meter_events.create_async(
                     {
@@ -185,6 +210,32 @@ class StripePayments:
             except Refused as error:
                 if batch.batch_id not in str(error):  # "already exists": the answer to the first one was lost
                     raise InvalidRequestError(f"Stripe refused it, status {error.http_status}.") from None
+
+    @asynccontextmanager
+    async def _calling(self, what: str, *, timeout_s: float | None = None) -> AsyncIterator[None]:
+        """Limit the time of a call, and translate its failure. The log has Stripe's codes, and none of its messages."""
+        from stripe import APIConnectionError, StripeError
+
+        try:
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                yield
+        except (APIConnectionError, TimeoutError) as error:
+            log.warning("Stripe did not answer what=%r kind=%s", what, type(error).__name__)
+            raise ServiceUnavailableError(
+                "Stripe, which handles payments, does not answer; nothing was charged.", code="payments_unavailable"
+            ) from None
+        except StripeError as error:
+            log.error(
+                "Stripe refused what=%r status=%s code=%s param=%s stripe_request=%s",
+                what,
+                error.http_status,
+                error.code,
+                getattr(error, "param", None),
+                error.request_id,
+            )
+            raise ServiceUnavailableError(
+                "Stripe, which handles payments, answered with an error; nothing was charged.", code="payments_failed"
+            ) from None
 
     # -- webhooks
 
@@ -259,28 +310,18 @@ def _time(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-@asynccontextmanager
-async def _calling(what: str, *, timeout_s: float = CALL_TIMEOUT_S) -> AsyncIterator[None]:
-    """Limit the time of a call, and translate its failure. The log has Stripe's codes, and none of its messages."""
-    from stripe import APIConnectionError, StripeError
+async def _repeat(read: Callable[[], Awaitable[T]]) -> T:
+    """Read again after a while, if Stripe answers that there are too many requests."""
+    from stripe import RateLimitError
 
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except (APIConnectionError, TimeoutError) as error:
-        log.warning("Stripe did not answer what=%r kind=%s", what, type(error).__name__)
-        raise ServiceUnavailableError(
-            "Stripe, which handles payments, does not answer; nothing was charged.", code="payments_unavailable"
-        ) from None
-    except StripeError as error:
-        log.error(
-            "Stripe refused what=%r status=%s code=%s param=%s stripe_request=%s",
-            what,
-            error.http_status,
-            error.code,
-            getattr(error, "param", None),
-            error.request_id,
-        )
-        raise ServiceUnavailableError(
-            "Stripe, which handles payments, answered with an error; nothing was charged.", code="payments_failed"
-        ) from None
+    for _ in range(RATE_RETRIES):
+        try:
+            return await read()
+        except RateLimitError as error:
+            wait_s = (error.headers or {}).get("retry-after", "")
+            await asyncio.sleep(int(wait_s) if wait_s.isdecimal() else 1)
+    return await read()
+
+
+def _customer_not_found() -> NotFoundError:
+    return NotFoundError("Stripe has no such customer.", code="customer_not_found")

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
+from afterwords.server.app_state import open_billing
+from afterwords.server.clock import SystemClock
 from afterwords.server.records import CheckoutState
-from afterwords.server.services.billing import ALERTS, SYNCED
+from afterwords.server.services.billing import ALERTS, SYNCED, Reconciled
 from afterwords.server.store import SqlStore
 from afterwords.server.store.schema import customers
 from tests.server.billing.conftest import LaterClock, Object, Shop, token_of
@@ -99,6 +101,40 @@ async def test_lost_events_are_reconciled(shop: Shop) -> None:
     with shop.stripe.outage(), pytest.raises(Exception, match="Stripe"):
         await shop.billing.reconcile()
     assert await shop.status(key) == 402  # as before
+
+
+async def test_only_changed_customers_are_read(shop: Shop) -> None:
+    await shop.billing.reconcile()  # what other tests left
+    keys = [await shop.buy_key(f"many{n}@example.com") for n in range(4)]
+    subscriptions = [await subscription_of(shop, f"many{n}@example.com") for n in range(4)]
+    shop.stripe.change_status(subscriptions[0]["id"], "unpaid")
+    shop.stripe.advance_period(subscriptions[1]["id"])
+    shop.stripe.update_subscription(subscriptions[2]["id"], {"cancel_at_period_end": True})
+    shop.drop_events()
+    shop.stripe.fail("GET /v1/customers/{id}", 400)
+    shop.stripe.fail("GET /v1/subscriptions", 429)
+    asked = len(shop.stripe.requests)
+
+    done = await shop.billing.reconcile()
+
+    read = [one.path for one in shop.stripe.requests[asked:] if one.route == "GET /v1/customers/{id}"]
+    assert sorted(read) == sorted(f"/v1/customers/{one['customer']}" for one in subscriptions[:3])
+    assert (done.failed, done.added) == (1, 0)
+    assert await shop.billing.reconcile() == Reconciled(done.customers, 3 - 1 - done.changed, 0, 0)
+    assert [await shop.status(key) for key in keys] == [402, 200, 200, 200]
+
+
+async def test_servers_that_reconcile_at_once_do_not_fail(shop: Shop) -> None:
+    for n in range(8):
+        customer = shop.stripe.create_customer({"email": f"same{n}@example.com"})
+        shop.stripe.subscribe(customer["id"], "price_hobby")
+    shop.drop_events()
+    state = shop.state
+    secret = await state.store.secret()
+    servers = [open_billing(state.settings, state.store, SystemClock(), secret) for _ in range(3)]
+    done = await asyncio.gather(*(server.reconcile() for server in servers if server))
+    assert [one.failed for one in done] == [0, 0, 0]
+    await asyncio.gather(*(server.payments.close() for server in servers if server))
 
 
 @pytest.mark.parametrize("how", ["event", "request", "housekeeping"])

@@ -19,7 +19,7 @@ from afterwords.server.app import create_app
 from afterwords.server.records import CheckoutState
 from afterwords.server.settings import load_settings
 from afterwords.server.stripe_payments import StripePayments
-from tests.server.billing.conftest import Object, Shop, token_of
+from tests.server.billing.conftest import LaterClock, Object, Shop, token_of
 
 pytestmark = pytest.mark.anyio
 
@@ -207,6 +207,36 @@ def move(subscription: Object) -> None:
     """Move a subscription to a price that is not one of ours."""
     item = subscription["items"]["data"][0]
     item["price"] = {**item["price"], "id": "price_other"}
+
+
+async def test_requests_share_a_look_that_hangs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shop.buy_key("hangs@example.com")
+    customer = await shop.state.store.find_customer(email="hangs@example.com")
+    assert customer is not None
+    assert customer.account_id is not None
+    payments = StripePayments(SecretStr(shop.stripe.key), None, api_url=shop.stripe.url, timeout_s=0.2)
+    monkeypatch.setattr(shop.billing, "payments", payments)
+    monkeypatch.setattr(shop.billing, "_clock", LaterClock(3600))
+    answer, asked = shop.stripe.delay("GET /v1/customers/{id}"), len(shop.stripe.requests)
+    try:
+        await asyncio.gather(*(shop.billing.renew(customer.account_id) for _ in range(6)))
+        await shop.billing.renew(customer.account_id)
+    finally:
+        answer.released.set()
+        await payments.close()
+    assert [one.route for one in shop.stripe.requests[asked:]] == ["GET /v1/customers/{id}"]
+
+
+async def test_customer_that_stripe_does_not_know_is_replaced(shop: Shop) -> None:
+    key = await shop.buy_key("mode@example.com")
+    [test_mode] = shop.stripe.find("customer", email="mode@example.com")
+    del shop.stripe.objects[test_mode["id"]]  # as in the live mode
+    assert await shop.status(key) == 200
+    async with shop.browser() as browser:
+        token = await shop.buy(browser, "mode@example.com")
+        minted = await shop.billing.show_key(token, browser.cookie)
+    assert minted is not None
+    assert [await shop.status(one) for one in (key, minted.secret)] == [402, 200]
 
 
 async def test_server_starts_and_answers_while_stripe_is_down(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from cachetools import TTLCache
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -35,11 +37,14 @@ from afterwords.server.ports import Clock, Mailer, Payments, Store
 from afterwords.server.records import (
     ENTITLED,
     CheckoutState,
+    CustomerState,
     MeterBatch,
     NewKey,
     PaymentEvent,
     StoredCheckout,
     StoredCustomer,
+    StoredSubscription,
+    Subscription,
 )
 from afterwords.server.services.keys import PREFIX, SHOWN_CHARS, MintedKey, digest
 from afterwords.server.services.signing import checkout_token, read_checkout_token
@@ -61,7 +66,12 @@ UNPAID_LIFE: Final = timedelta(days=14)
 """How long a success page waits: bank debits take days."""
 LOOKS_MAX: Final = 5
 LOOK_AGAIN_S: Final = 2
-"""How long an answer of Stripe is used again for a success page that polls."""
+"""How long an answer of Stripe, or its failure, is used again for a success page that polls."""
+FAILURES_MAX: Final = 10_000
+UNANSWERED_MAX: Final = 3
+"""Customers in a row whose look Stripe does not answer: the others would not be answered either."""
+RECONCILE_AGAIN_S: Final = 3300
+"""How long subscriptions that one process has reconciled are not reconciled by another one."""
 RENEW_AGAIN_S: Final = 600
 """How long an account whose period has ended, and which Stripe has not renewed, is not looked at again."""
 CHECKOUTS_PER_MINUTE: Final = 10
@@ -70,6 +80,7 @@ BATCHES: Final = 100
 METER_GIVE_UP: Final = timedelta(hours=23)
 """Stripe recognizes a repeated meter event for 24 hours."""
 
+_FACTS: Final = ("subscription_id", "status", "price_id", "is_ending")
 SUCCESS: Final = "success"
 CONFIRM: Final = "confirm"
 
@@ -143,6 +154,10 @@ class Billing:
         self._prices = {plan.price_id: name for name, plan in settings.all_plans.items() if plan.price_id}
         self._looks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Customers that are being looked at: one look at a time spares Stripe; the version decides."""
+        self._failures: TTLCache[str, tuple[float, ServiceUnavailableError]] = TTLCache(
+            FAILURES_MAX, ttl=LOOK_AGAIN_S, timer=clock.monotonic
+        )
+        """When looks failed, and how."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._checkout_limit = RateLimitItemPerMinute(max(1, CHECKOUTS_PER_MINUTE // settings.processes))
         self._mail_limit = RateLimitItemPerHour(MAILS_PER_HOUR)
@@ -207,7 +222,7 @@ class Billing:
         except NotFoundError:  # the customer was deleted at Stripe, or never paid what it bought: the address is free
             customer_id = (await self._reload(checkout)).customer_id
             if customer_id is not None:
-                await self.sync(customer_id)
+                await self.sync(customer_id, forgets_missing=True)
             await self._store.save_session(checkout.checkout_id, None)
             return await self._continue_checkout(await self._reload(checkout), None)
         except ServiceUnavailableError as error:
@@ -240,7 +255,7 @@ class Billing:
                     raise _replaced()
                 await self._store.save_session(one.checkout_id, None)
         # Only now: a session that was not among them may have been paid.
-        if not is_new and (customer := await self.sync(customer_id)):
+        if not is_new and (customer := await self.sync(customer_id, forgets_missing=True)):
             if customer.is_subscribed:
                 return f"{self.settings.base_url}/v1/checkout/already-subscribed"
             if customer.is_former:
@@ -398,15 +413,10 @@ class Billing:
         return CheckoutState.READY if checkout.account_id else CheckoutState.NEEDS_CONFIRMATION
 
     async def _look_again(self, customer_id: str) -> None:
-        customer = await self._store.find_customer(customer_id=customer_id)
-        if customer is None:
-            return
-        age = self._clock.now() - customer.synced_at if customer.synced_at else None
-        if age is None or not timedelta(0) <= age < timedelta(seconds=LOOK_AGAIN_S):
-            try:
-                await self.sync(customer_id)
-            except ServiceUnavailableError as error:  # the page waits, and asks again
-                log.warning("a customer is shown as before, because Stripe can't be read code=%s", error.code)
+        try:
+            await self.sync(customer_id, max_age_s=LOOK_AGAIN_S)
+        except ServiceUnavailableError as error:  # the page waits, and asks again
+            log.warning("a customer is shown as before, because Stripe can't be read code=%s", error.code)
 
     async def _mint(
         self, checkout_id: str, *, is_confirmed: bool = False, revokes_others: bool = False
@@ -426,30 +436,56 @@ class Billing:
 
     # -- subscriptions
 
-    async def sync(self, customer_id: str, *, event_id: str | None = None) -> StoredCustomer | None:
+    async def sync(
+        self,
+        customer_id: str,
+        *,
+        event_id: str | None = None,
+        max_age_s: float | None = None,
+        forgets_missing: bool = False,
+    ) -> StoredCustomer | None:
         """Store what Stripe says of a customer now: the one function that changes access. None: unknown customer.
 
         A look that one of another server overtook is repeated, so that a slow answer never replaces a newer one.
 
         Args:
             event_id: The event that is the reason; nothing is done if it is known.
+            max_age_s: How old the answer of Stripe may be when this begins; a later one, which another look wrote, is
+                enough, too. None: it must be asked for now.
+            forgets_missing: Whether a customer that Stripe does not know is one that was deleted, and not an error.
 
         Raises:
             ServiceUnavailableError: Stripe does not answer. Nothing is changed.
         """
+        since = self._clock.monotonic() - (max_age_s or 0)
+        enough_at = None if max_age_s is None else self._clock.now() - timedelta(seconds=max_age_s)
         async with self._looks.setdefault(customer_id, asyncio.Lock()):
-            return await self._look(customer_id, event_id)
+            failed_at, failure = self._failures.get(customer_id, (-math.inf, None))
+            if failure is not None and failed_at >= since:  # while this waited: Stripe would let it wait as long again
+                raise ServiceUnavailableError(failure.message, code=failure.code)
+            try:
+                return await self._look(customer_id, event_id, enough_at, forgets_missing=forgets_missing)
+            except ServiceUnavailableError as error:
+                self._failures[customer_id] = (self._clock.monotonic(), error)
+                raise
 
-    async def _look(self, customer_id: str, event_id: str | None) -> StoredCustomer | None:
+    async def _look(
+        self, customer_id: str, event_id: str | None, enough_at: datetime | None, *, forgets_missing: bool
+    ) -> StoredCustomer | None:
         for _ in range(LOOKS_MAX):
             customer = await self._store.find_customer(customer_id=customer_id)
             if customer is None or (event_id and await self._store.has_event(event_id)):
                 return customer
-            state = await self.payments.read_customer(customer_id)
+            if enough_at and customer.synced_at and enough_at <= customer.synced_at <= self._clock.now():
+                return customer
+            try:
+                state = await self.payments.read_customer(customer_id)
+            except NotFoundError as error:  # of another Stripe account, or of the test mode
+                if not forgets_missing:
+                    raise ServiceUnavailableError(error.message, code="payments_failed") from error
+                state = CustomerState(email=None, is_deleted=True, subscriptions=())
             reach("customer-read")
-            # That which gives access decides, then the newest.
-            ours = [one for one in state.subscriptions if one.price_id in self._prices]
-            chosen = max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
+            chosen = self._choose(state.subscriptions)
             begun_by = chosen.checkout_id if chosen is not None else None
             checkout = await self._store.get_checkout(begun_by) if begun_by else None
             saved = await self._store.save_customer_state(
@@ -475,6 +511,11 @@ class Billing:
                 await self._mail_link(checkout.checkout_id, customer.email, "Your payment has arrived", why)
             except ServiceUnavailableError:  # it is in the log; the operator can reissue the key
                 self._metrics.housekeeping_failures.add("mail")
+
+    def _choose(self, subscriptions: Iterable[Subscription]) -> Subscription | None:
+        """Return the subscription that decides: one that gives access, then the newest."""
+        ours = [one for one in subscriptions if one.price_id in self._prices]
+        return max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
 
     async def handle_event(self, event: PaymentEvent) -> None:
         """Handle an event of Stripe, once; others than those of our customers are ignored.
@@ -512,34 +553,56 @@ class Billing:
 
     async def renew_due(self) -> None:
         """Look at the customers whose period has ended."""
-        await _visit(await self._store.list_customers(due_again_s=RENEW_AGAIN_S), self.sync)
+        due = await self._store.list_due_customers(again_s=RENEW_AGAIN_S)
+        await _visit(due, self.sync, unanswered_max=UNANSWERED_MAX)
+
+    async def reconcile_due(self) -> None:
+        """Reconcile, unless a process that shares the database did so within the hour."""
+        if await self._store.claim_reconcile(again_s=RECONCILE_AGAIN_S):
+            await self.reconcile()
 
     async def reconcile(self) -> Reconciled:
-        """Look at every customer, and add customers that subscribed elsewhere: repairs what lost events left.
+        """Repair what lost events left: look at customers whose subscription is not as Stripe lists it, or is new.
 
         Raises:
             ServiceUnavailableError: Stripe does not answer. That takes no access away.
         """
         done: Counter[str] = Counter()
+        listed: defaultdict[str, list[Subscription]] = defaultdict(list)
+        for price in self._prices:
+            for one in await self.payments.list_subscriptions(price):
+                listed[one.customer_id].append(one)
+        known = {one.customer_id: one for one in await self._store.list_subscriptions()}
 
         async def visit(customer_id: str) -> None:
-            before = await self._store.find_customer(customer_id=customer_id)
+            before = known.get(customer_id)
             if before is None:
                 state = await self.payments.read_customer(customer_id)
                 if state.is_deleted:
                     return
                 await self._store.add_customer(customer_id, email=state.email)
-            after = await self.sync(customer_id)
+            after = await self.sync(customer_id, max_age_s=0)
             if before is None:
                 done["added"] += 1
             elif after is not None and _facts(before) != _facts(after):
                 done["changed"] += 1
 
-        known = await self._store.list_customers()
-        subscribers = [one for price in self._prices for one in await self.payments.list_subscribers(price)]
-        customers = dict.fromkeys([*known, *subscribers])
-        failed = await _visit(customers, visit)
+        customers = dict.fromkeys([*known, *listed])
+        due = [one for one in customers if one not in known or not self._is_current(known[one], listed[one])]
+        failed = await _visit(due, visit, unanswered_max=UNANSWERED_MAX)
         return Reconciled(len(customers), done["changed"], done["added"], failed)
+
+    def _is_current(self, stored: StoredSubscription, listed: Sequence[Subscription]) -> bool:
+        """Return whether a customer and its account are as the subscriptions that Stripe lists demand."""
+        chosen = self._choose(listed)
+        if chosen is None:
+            return stored.account_id is None and stored.subscription_id is None
+        if any(getattr(stored, name) != getattr(chosen, name) for name in _FACTS):
+            return False
+        if chosen.status not in ENTITLED:
+            return stored.account_id is None or stored.suspended_at is not None
+        access = (stored.plan, stored.period_start, stored.period_end, stored.suspended_at)
+        return access == (self._prices[chosen.price_id], chosen.period_start, chosen.period_end, None)
 
     # -- accounts
 
@@ -663,19 +726,23 @@ def normalize_email(text: str) -> str:
     return email
 
 
-async def _visit(items: Iterable[T], visit: Callable[[T], Awaitable[object]]) -> int:
-    """Visit items one after the other, which keeps below Stripe's rate. Return how many it answered with an error.
+async def _visit(items: Iterable[T], visit: Callable[[T], Awaitable[object]], *, unanswered_max: int = 1) -> int:
+    """Visit items one after the other, which keeps below Stripe's rate. Return how many failed.
 
     Raises:
-        ServiceUnavailableError: Stripe does not answer; the others would not be answered either.
+        ServiceUnavailableError: Stripe, or the database, did not answer for so many in a row.
     """
-    n_failed = 0
+    n_failed = n_unanswered = 0
     for item in items:
         try:
             await visit(item)
+            n_unanswered = 0
         except ServiceUnavailableError as error:
-            if error.code != "payments_failed":
+            n_failed += 1
+            n_unanswered = 0 if error.code == "payments_failed" else n_unanswered + 1
+            if n_unanswered == unanswered_max:
                 raise
+        except NotFoundError:
             n_failed += 1
     return n_failed
 
@@ -685,8 +752,8 @@ def _new_key() -> tuple[str, NewKey]:
     return secret, NewKey(digest(secret), prefix=secret[:SHOWN_CHARS])
 
 
-def _facts(customer: StoredCustomer) -> tuple[object, ...]:
-    return (customer.account_id, customer.email, customer.subscription_id, customer.status, customer.price_id)
+def _facts(customer: StoredCustomer | StoredSubscription) -> tuple[object, ...]:
+    return (customer.account_id, *(getattr(customer, name) for name in _FACTS))
 
 
 def billing_disabled() -> NotFoundError:

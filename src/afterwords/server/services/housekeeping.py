@@ -56,7 +56,7 @@ class Housekeeping:
             group.create_task(self._repeat("sweep", self.settings.sweep_interval_s, self.sweep))
             group.create_task(self._repeat("key use", KEY_USE_INTERVAL_S, self.keys.save_use))
             if billing := self.billing:
-                group.create_task(self._repeat("reconcile", RECONCILE_INTERVAL_S, billing.reconcile))
+                group.create_task(self._repeat("reconcile", RECONCILE_INTERVAL_S, billing.reconcile_due))
                 group.create_task(self._repeat("renewals", BILLING_INTERVAL_S, billing.renew_due))
                 group.create_task(self._repeat("meters", BILLING_INTERVAL_S, billing.send_meters))
 

@@ -20,12 +20,13 @@ from afterwords.server.records import (
     NewKey,
     StoredCheckout,
     StoredCustomer,
+    StoredSubscription,
     Subscription,
 )
 from afterwords.server.store import audit
 from afterwords.server.store import keys as key_rows
 from afterwords.server.store.locks import lock_account, lock_open_account, lock_server
-from afterwords.server.store.schema import accounts, checkouts, customers, keys, meter_batches, stripe_events
+from afterwords.server.store.schema import accounts, checkouts, customers, keys, meter_batches, server, stripe_events
 from afterwords.server.store.statements import Insert
 
 EVENT_AGE: Final = timedelta(days=35)
@@ -34,6 +35,7 @@ CHECKOUT_AGE: Final = timedelta(days=2)
 """How long unpaid checkouts are kept: Stripe's sessions expire after 24 hours."""
 
 _CUSTOMER: Final = [customers.c[field.name] for field in fields(StoredCustomer)]
+_SUBSCRIPTION: Final = fields(StoredSubscription)
 _CHECKOUT: Final = [checkouts.c[field.name] for field in fields(StoredCheckout)]
 _BIND = Insert(
     customers,
@@ -265,15 +267,30 @@ def find_customer(
     return StoredCustomer(*row) if row else None
 
 
-def list_customers(connection: Connection, *, due_at: datetime | None, again_s: float) -> list[str]:
-    statement = select(customers.c.customer_id).order_by(customers.c.synced_at, customers.c.customer_id)
-    if due_at is not None:
-        statement = statement.join(accounts, accounts.c.account_id == customers.c.account_id).where(
+def list_due_customers(connection: Connection, *, again_s: float, now: datetime) -> list[str]:
+    statement = (
+        select(customers.c.customer_id)
+        .join(accounts, accounts.c.account_id == customers.c.account_id)
+        .where(
             customers.c.status.in_(sorted(ENTITLED)),
-            accounts.c.period_end <= due_at,
-            customers.c.synced_at < due_at - timedelta(seconds=again_s),
+            accounts.c.period_end <= now,
+            customers.c.synced_at < now - timedelta(seconds=again_s),
         )
+        .order_by(customers.c.synced_at, customers.c.customer_id)
+    )
     return list(connection.execute(statement).scalars())
+
+
+def list_subscriptions(connection: Connection) -> list[StoredSubscription]:
+    columns = [(customers.c if field.name in customers.c else accounts.c)[field.name] for field in _SUBSCRIPTION]
+    rows = connection.execute(select(*columns).outerjoin_from(customers, accounts).order_by(customers.c.customer_id))
+    return [StoredSubscription(*row) for row in rows]
+
+
+def claim_reconcile(connection: Connection, *, again_s: float, now: datetime) -> bool:
+    last = server.c.reconciled_at
+    is_due = or_(last.is_(None), last <= now - timedelta(seconds=again_s), last > now)  # or the clock was set back
+    return bool(connection.execute(update(server).where(is_due).values(reconciled_at=now)).rowcount)
 
 
 def add_customer(connection: Connection, customer_id: str, *, email: str | None) -> None:

@@ -46,6 +46,7 @@ server: Final = Table(
     Column("server_id", Integer, primary_key=True),
     Column("secret", LargeBinary, nullable=False),
     Column("checked_at", UtcTime),
+    Column("reconciled_at", UtcTime),  # when a process last began to compare all subscriptions with Stripe's
     Column("home_account_id", ID),  # sees the voices of the home folder; NULL: no key was created for it
 )
 

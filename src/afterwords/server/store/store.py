@@ -34,6 +34,7 @@ from afterwords.server.records import (
     StoredCheckout,
     StoredCustomer,
     StoredJob,
+    StoredSubscription,
     StoredVoice,
     SubmittedJob,
     Subscription,
@@ -556,9 +557,14 @@ class SqlStore:
             billing.find_customer, customer_id=customer_id, email=email, account_id=account_id
         )
 
-    async def list_customers(self, *, due_again_s: float | None = None) -> list[str]:
-        due_at = None if due_again_s is None else self._clock.now()
-        return await self.database.read_long(billing.list_customers, due_at=due_at, again_s=due_again_s or 0)
+    async def list_due_customers(self, *, again_s: float) -> list[str]:
+        return await self.database.read_long(billing.list_due_customers, again_s=again_s, now=self._clock.now())
+
+    async def list_subscriptions(self) -> list[StoredSubscription]:
+        return await self.database.read_long(billing.list_subscriptions)
+
+    async def claim_reconcile(self, *, again_s: float) -> bool:
+        return await self.database.write(billing.claim_reconcile, again_s=again_s, now=self._clock.now())
 
     async def add_customer(self, customer_id: str, *, email: str | None) -> None:
         await self.database.write(billing.add_customer, customer_id, email=email)

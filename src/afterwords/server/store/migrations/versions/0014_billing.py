@@ -14,6 +14,7 @@ down_revision: Final = "0013"
 
 
 def upgrade() -> None:
+    op.add_column("server", sa.Column("reconciled_at", UtcTime))
     for column in (
         sa.Column("plan", sa.Text),
         sa.Column("period_start", UtcTime),
