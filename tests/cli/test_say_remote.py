@@ -57,6 +57,19 @@ def _register(service: HostedService, name: str = "me") -> None:
 # -- into a file ----------------------------------------------------------------------------------------------
 
 
+def test_subtitles_and_times_come_from_the_server(server: Served, tmp_path: Path) -> None:
+    files = ("--srt", "a.srt", "--vtt", "a.vtt", "--timing", "a.json")
+    done = run("say", TEXT, "--remote", "-o", "a.mp3", *files, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["srt"] == "a.srt"
+    times = json.loads((tmp_path / "a.json").read_text())
+    assert "".join(times["characters"]) == TEXT
+    assert times["words"][-1]["start_s"] == pytest.approx(SECONDS_PER_CHARACTER * TEXT.index("voice"), abs=0.02)
+    assert TEXT in (tmp_path / "a.srt").read_text()
+    assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT")
+    run("say", TEXT, "--remote", "--no-play", *files, cwd=tmp_path).expect_error(2, "usage")
+
+
 @pytest.mark.parametrize("ending", ["wav", "mp3", "flac"])
 @pytest.mark.usefixtures("server")
 def test_file_extension_sets_format(ending: str, tmp_path: Path) -> None:

@@ -156,6 +156,13 @@ class TestVoices:
 
 
 class TestSpeech:
+    def test_timestamps_belong_to_the_audio(self, client: Client, voice: Voice) -> None:
+        audio = client.say("With its times.", voice=voice, timestamps=True)
+        assert audio.alignment is not None
+        assert "".join(audio.alignment.characters) == "With its times."
+        assert audio.alignment.end_s[-1] == pytest.approx(audio.duration_s, abs=0.01)
+        assert client.say("With its times.", voice=voice).alignment is None
+
     def test_say_returns_marked_audio(self, client: Client, voice: Voice) -> None:
         audio = client.say(TEXT, voice="me")
         assert audio.duration_s == pytest.approx(len(TEXT) * 0.06)

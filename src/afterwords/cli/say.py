@@ -127,17 +127,12 @@ def say(
             hint="remove one of them.",
         )
     is_played = (out is None) if play is None else play
-    if out is None and not is_played and not any(times.values()):
+    if out is None and not is_played and (not any(times.values()) or is_remote(remote, profile)):
         raise output.UsageError("The speech would go nowhere.", hint="add -o FILE, or remove --no-play.")
     if out == "-" and as_json:
         raise output.UsageError("stdout can't carry both audio and JSON.", hint="name a file: -o hello.wav.")
     if timeout is not None and not is_remote(remote, profile):
         raise output.UsageError("--timeout is for jobs of a server.", hint="add --remote, or remove --timeout.")
-    if is_remote(remote, profile) and (local := [name for name, value in times.items() if value is not None]):
-        raise output.UsageError(
-            f"Servers send no timestamps, so --remote can't be combined with {', '.join(local)}.",
-            hint="remove one of them.",
-        )
     from afterwords.audio.output import check_writable
     from afterwords.cli.save_audio import parse_output
     from afterwords.models import SpeechOptions
@@ -298,6 +293,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
 
     assert isinstance(request.text, str), "a live text is spoken here"
     check_text(request.text)
+    options = {**request.options.model_dump(), "timestamps": bool(request.timing)}
     with connect(profile) as client:
         voice = _choose_voice(client, request.voice, profile)
         done: RemoteSpeech | RemoteJob
@@ -307,7 +303,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
 
             with ExitStack() as stack:
                 with output.waiting("waiting for the speech"):
-                    stream = client.stream(request.text, voice=voice, **request.options.model_dump())
+                    stream = client.stream(request.text, voice=voice, **options)
                     done = stack.enter_context(stream)
                 samples = _SampleStream(done, request.destination, stack)
                 with output.waiting("playing; Ctrl-C stops it, and the job"):
@@ -315,6 +311,9 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
             duration_s = samples.duration_s
         else:
             done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
+        if request.timing:
+            job = client.jobs.wait(str(done.job_id), timeout_s=timeout_s)  # a stream ends before its job
+            _write_times(job.alignment(), request.timing)
     facts = {
         "file": request.destination.file if request.destination else None,
         "voice": voice if isinstance(voice, str) else voice.name,
@@ -324,6 +323,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         "cached": done.is_cached,
         "duration_s": None if duration_s is None else round(duration_s, 3),
         "left_out": list(done.left_out),
+        **{kind: str(path) for kind, path in request.timing.items()},
     }
     return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
 
@@ -354,17 +354,23 @@ def _download_speech(
     from afterwords.models import SpeechFormat
 
     destination, options = request.destination, request.options
+    fields = {**options.model_dump(), "timestamps": bool(request.timing)}
     assert isinstance(request.text, str), "a live text has no job"
     assert destination is not None, "speech that is not played has an output"
     listing = command("jobs", "list", profile=profile)
     interrupted = explain_interrupt("The server may have accepted the job already. List its jobs with:", listing)
     with interrupted, output.waiting("asking the server"):
         try:
-            job = client.synthesize(request.text, voice=voice, format=destination.format, **options.model_dump())
+            job = client.synthesize(request.text, voice=voice, format=destination.format, **fields)
         except UnsupportedByServerError:
-            if destination.format is SpeechFormat.WAV or options.speed != 1 or options.seed is not None:
+            if (
+                destination.format is SpeechFormat.WAV
+                or options.speed != 1
+                or options.seed is not None
+                or request.timing
+            ):
                 raise
-            job = client.synthesize(request.text, voice=voice, **options.model_dump())  # converted below
+            job = client.synthesize(request.text, voice=voice, **fields)  # converted below
     if job.job_id is None:  # cached: the audio came with the response
         data = job.data()
     else:

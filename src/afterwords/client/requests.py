@@ -168,6 +168,7 @@ def speech_fields(
     backend: str | None,
     speed: float,
     seed: int | None,
+    timestamps: bool = False,
     format: SpeechFormat = SpeechFormat.WAV,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
@@ -178,6 +179,7 @@ def speech_fields(
         backend=backend,
         speed=None if speed == 1.0 else speed,
         seed=seed,
+        timestamps=timestamps or None,
         response_format=None if format is SpeechFormat.WAV else format.value,
         webhook_url=webhook_url,
     )

@@ -111,6 +111,7 @@ class AsyncClient:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
         timeout_s: float = JOB_TIMEOUT_S,
     ) -> Audio:
         """Speak a text, and return all of the audio.
@@ -122,6 +123,7 @@ class AsyncClient:
             backend: The backend that speaks. Default: the backend of the voice.
             speed: 0.25 to 4; the pitch does not change.
             seed: Makes a backend that samples reproducible.
+            timestamps: Set `alignment` of the result. The server's cache is not used then.
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
@@ -132,11 +134,12 @@ class AsyncClient:
         from afterwords.client.audio import decode_speech
 
         deadline = time.monotonic() + timeout_s
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         job = await self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             await job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
-        return decode_speech(SpeechResponse(await job.data(), job.voice_id, job.backend, job.job_id), voice)
+        audio = decode_speech(SpeechResponse(await job.data(), job.voice_id, job.backend, job.job_id), voice)
+        return replace(audio, alignment=await job.alignment()) if timestamps else audio
 
     async def stream(
         self,
@@ -147,13 +150,14 @@ class AsyncClient:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
     ) -> AsyncRemoteSpeech:
         """Speak a text, and return the audio while it is generated: iterate over the result.
 
         Closing it early cancels the job. A server that can't stream sends the audio once it is ready.
-        The arguments and errors are those of `say`.
+        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         speech = AsyncRemoteSpeech(self._session, await self._open_stream(voice, fields), voice)
         await speech._read_header()
         return speech
@@ -190,6 +194,7 @@ class AsyncClient:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
@@ -198,13 +203,21 @@ class AsyncClient:
 
         Args:
             text: As for `say`; so are the other arguments.
+            timestamps: Find what `job.alignment` returns.
             format: As for `stream_bytes`; the format of `job.download`.
             webhook_url: A public https address that is called when the job has ended.
             idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
         """
         kind = parse_option(SpeechFormat, format, name="format")
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
+            text,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            format=kind,
+            webhook_url=webhook_url,
         )
         return await self._submit(voice, fields, key=ensure_idempotency_key(idempotency_key))
 
@@ -283,5 +296,5 @@ class AsyncClient:
         return AsyncRemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
 
     async def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url"}:
-            await self._session.check_supports("speed, seed, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps"}:
+            await self._session.check_supports("speed, seed, timestamps, other formats than wav, and webhooks")

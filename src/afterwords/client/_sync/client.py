@@ -112,6 +112,7 @@ class Client:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
         timeout_s: float = JOB_TIMEOUT_S,
     ) -> Audio:
         """Speak a text, and return all of the audio.
@@ -123,6 +124,7 @@ class Client:
             backend: The backend that speaks. Default: the backend of the voice.
             speed: 0.25 to 4; the pitch does not change.
             seed: Makes a backend that samples reproducible.
+            timestamps: Set `alignment` of the result. The server's cache is not used then.
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
@@ -133,11 +135,12 @@ class Client:
         from afterwords.client.audio import decode_speech
 
         deadline = time.monotonic() + timeout_s
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         job = self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
-        return decode_speech(SpeechResponse(job.data(), job.voice_id, job.backend, job.job_id), voice)
+        audio = decode_speech(SpeechResponse(job.data(), job.voice_id, job.backend, job.job_id), voice)
+        return replace(audio, alignment=job.alignment()) if timestamps else audio
 
     def stream(
         self,
@@ -148,13 +151,14 @@ class Client:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
     ) -> RemoteSpeech:
         """Speak a text, and return the audio while it is generated: iterate over the result.
 
         Closing it early cancels the job. A server that can't stream sends the audio once it is ready.
-        The arguments and errors are those of `say`.
+        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         speech = RemoteSpeech(self._session, self._open_stream(voice, fields), voice)
         speech._read_header()
         return speech
@@ -191,6 +195,7 @@ class Client:
         backend: str | None = None,
         speed: float = 1.0,
         seed: int | None = None,
+        timestamps: bool = False,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
@@ -199,13 +204,21 @@ class Client:
 
         Args:
             text: As for `say`; so are the other arguments.
+            timestamps: Find what `job.alignment` returns.
             format: As for `stream_bytes`; the format of `job.download`.
             webhook_url: A public https address that is called when the job has ended.
             idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
         """
         kind = parse_option(SpeechFormat, format, name="format")
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind, webhook_url=webhook_url
+            text,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            format=kind,
+            webhook_url=webhook_url,
         )
         return self._submit(voice, fields, key=ensure_idempotency_key(idempotency_key))
 
@@ -284,5 +297,5 @@ class Client:
         return RemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
 
     def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url"}:
-            self._session.check_supports("speed, seed, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps"}:
+            self._session.check_supports("speed, seed, timestamps, other formats than wav, and webhooks")

@@ -12,10 +12,10 @@ from pydantic import PrivateAttr
 
 from afterwords.client._sync.session import Session
 from afterwords.client.files import parse_option, write_file
-from afterwords.client.parsing import SpeechResponse, check_audio, check_ready, parse_job, validate
+from afterwords.client.parsing import SpeechResponse, check_audio, check_ready, parse_job, parse_model, validate
 from afterwords.client.requests import JOB_TIMEOUT_S, PAGE_MAX, Request, long_poll_s, resource_path
 from afterwords.errors import ConflictError, JobTimeoutError
-from afterwords.models import Job, JobStatus
+from afterwords.models import Alignment, Job, JobStatus
 
 if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
@@ -106,6 +106,19 @@ class Jobs:
         speech = SpeechResponse(self.data(job_id), None, None, job_id)
         return decode_speech(speech)
 
+    def alignment(self, job_id: str) -> Alignment:
+        """Return when each character is spoken, of a job that was submitted with `timestamps`.
+
+        Raises:
+            NotFoundError: The job is not ready.
+            UnavailableError: The job has no timestamps.
+        """
+        path = f"{resource_path('/v1/jobs', job_id)}/timestamps"
+        response = self._session.request(
+            Request("GET", path, missing_code="job_not_found", feature="timestamps of jobs")
+        )
+        return parse_model(response, Alignment)
+
     def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job to a file, completely or not at all, and return its path."""
         return write_file(self.data(job_id), path)
@@ -186,6 +199,10 @@ class RemoteJob(Job):
 
         speech = SpeechResponse(self.data(), self.voice_id, self._backend, self.job_id)
         return decode_speech(speech)
+
+    def alignment(self) -> Alignment:
+        """Return when each character is spoken. The errors are those of `client.jobs.alignment`."""
+        return self._jobs.alignment(self._id())
 
     def download(self, path: Path | str) -> Path:
         """Write the audio to a file, completely or not at all, and return its path."""
