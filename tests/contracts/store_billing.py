@@ -229,6 +229,18 @@ class BillingContract:
         assert added is not None
         assert added.email is None
 
+    async def test_address_goes_to_one_of_many_customers(self, world: World) -> None:
+        ids = [f"cus_{n}" for n in range(8)]
+        await asyncio.gather(*(world.store.add_customer(one, email=EMAIL) for one in ids * 2))
+        state = CustomerState("moved@example.com", is_deleted=False, subscriptions=())
+        checkout = await self.begin(world, email="moved@example.com")
+        await asyncio.gather(
+            self.bind(world, checkout, "cus_new"),
+            *(world.store.save_customer_state(one, state, None, plan=None, version=0) for one in ids),
+        )
+        found = [await world.store.find_customer(customer_id=one) for one in [*ids, "cus_new"]]
+        assert [one.email for one in found if one].count("moved@example.com") == 1
+
     async def test_due_customers_are_listed(self, world: World) -> None:
         await self.pay(world)
         assert await world.store.list_due_customers(again_s=600) == []

@@ -397,7 +397,7 @@ class Store(Protocol):
         since: datetime,
         is_only: bool = False,
     ) -> StoredCheckout:
-        """Add a checkout of the account that is signed in, or return the same one that was begun since, if not paid.
+        """Add a checkout of the account that is signed in, or return the same one, begun since, that has no key yet.
 
         Args:
             is_only: The cookie of the browser is that of an idempotency key.

@@ -160,6 +160,20 @@ async def test_payment_during_another_checkout_is_seen(shop: Shop) -> None:
     assert payable + shop.stripe.count("subscription", customer=session["customer"]) == 1
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_paid_checkout_continues_at_its_page(shop: Shop, is_known: bool) -> None:
+    email = f"paid{is_known}@example.com"
+    async with shop.browser() as browser, shop.browser() as other:
+        session = await shop.session(browser, email)
+        shop.stripe.pay(session["id"])
+        if is_known:
+            assert set(await shop.deliver()) == {200}
+        assert (await other.sign_up(email)).json()["url"].endswith("/already-subscribed")
+        assert (await browser.sign_up(email)).json()["url"] == session["success_url"]
+        assert await shop.billing.show_key(token_of(session), browser.cookie) is not None
+        assert (await browser.sign_up(email)).json()["url"].endswith("/already-subscribed")
+
+
 async def test_session_paid_in_another_tab_is_the_only_one(shop: Shop) -> None:
     async with shop.browser() as one, shop.browser() as two:
         session = await shop.session(one, "tabs@example.com")

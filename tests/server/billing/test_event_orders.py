@@ -43,6 +43,7 @@ PRICE: Final = "price_hobby"
 OTHER_PRICE: Final = "price_of_another_product"
 BROWSER: Final = "a-cookie-of-the-tests"
 ENTITLED: Final = ("trialing", "active", "past_due")
+UNSETTLED: Final = ("incomplete", "unpaid", "paused")
 ACCESS_EVENTS: Final = (
     "checkout.session.completed",
     "customer.subscription.created",
@@ -175,7 +176,7 @@ class Buyer:
 
     def check(self) -> None:
         """Check that access is what Stripe says now."""
-        best = max(self.subscriptions()[::-1], key=lambda one: one["status"] in ENTITLED)
+        best = max(self.subscriptions()[::-1], key=lambda one: (one["status"] in ENTITLED, one["status"] in UNSETTLED))
         is_entitled = best["status"] in ENTITLED
         customer = self.run(self.world.store.find_customer(customer_id=self.customer_id))
         assert customer.status == best["status"]
@@ -222,6 +223,7 @@ HISTORIES: Final = {
     "canceled": ("cancel",),
     "bought again": ("cancel", "subscribe"),
     "bought twice": ("subscribe", "cancel"),
+    "unpaid before a canceled one": ("fail for good", "subscribe", "cancel"),
     "deleted": ("delete",),
 }
 ARRIVALS: Final = st.tuples(st.sampled_from(("arrive", "all arrive", "repeat", "lose")), st.integers(0, 99))

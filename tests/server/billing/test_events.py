@@ -202,6 +202,21 @@ async def test_customer_hears_of_failed_payments(shop: Shop) -> None:
         shop.outbox.fails = False
 
 
+async def test_no_mail_for_other_or_paid_invoices(shop: Shop) -> None:
+    await shop.buy_key("both@example.com")
+    subscription = await subscription_of(shop, "both@example.com")
+    other = shop.stripe.subscribe(subscription["customer"], "price_other")
+    shop.drop_events()
+    shop.outbox.mails.clear()
+    shop.stripe.fail_next_invoice(other["id"])
+    assert set(await shop.deliver()) == {200}
+    shop.stripe.fail_next_invoice(subscription["id"])
+    late = shop.drop_events()
+    shop.stripe.pay_open_invoice(subscription["id"])
+    assert set(await shop.deliver(*shop.drop_events(), *late)) == {200}
+    assert shop.outbox.mails == []
+
+
 async def test_operator_hears_of_disputes(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     await shop.buy_key("dispute@example.com")
     dispute = shop.stripe.dispute((await subscription_of(shop, "dispute@example.com"))["id"])

@@ -51,6 +51,8 @@ async def test_pages_open_at_the_name_of_the_links(shop: Shop) -> None:
             assert (other.status_code, other.headers["location"]) == (307, f"{URL}{path}")
             assert (await browser.get(path, headers=PAGE)).status_code == 200
         assert (await browser.get("http://localhost:7861/v1/signup", headers=PAGE)).status_code == 200
+        huge = await browser.get("/v1/signup", headers={**PAGE, "Host": "localhost:99999"})
+        assert huge.status_code == 200
 
 
 async def test_key_is_shown_once_to_the_browser_that_paid(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,7 @@ from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Clock, Mailer, Payments, Store
 from afterwords.server.records import (
     ENTITLED,
+    UNSETTLED,
     CheckoutState,
     CustomerState,
     MeterBatch,
@@ -108,6 +109,7 @@ UNPAID: Final = {
     "invoice.payment_action_required": "Your bank asks you to confirm a payment",
 }
 """Events after which the customer gets a mail, with its subject."""
+UNPAID_STATUSES: Final = frozenset({"past_due", "unpaid", "incomplete"})
 ALERTS: Final = frozenset({"charge.dispute.created", "radar.early_fraud_warning.created"})
 """Events that are logged for the operator."""
 
@@ -190,7 +192,7 @@ class Billing:
         key_id: str | None = None,
         is_only: bool = False,
     ) -> str:
-        """Return the URL at which the browser continues: Stripe's page, or that for customers who have a plan.
+        """Return the URL at which the browser continues: Stripe's page, or one of ours if it was paid already.
 
         Args:
             email: As typed: it proves nothing.
@@ -217,6 +219,8 @@ class Billing:
             since=self._clock.now() - SAME_CHECKOUT,
             is_only=is_only,
         )
+        if checkout.paid_at is not None:
+            return self._url(SUCCESS, checkout.checkout_id)
         try:
             return await self._continue_checkout(checkout, own)
         except NotFoundError:  # the customer was deleted at Stripe, or never paid what it bought: the address is free
@@ -256,6 +260,8 @@ class Billing:
                 await self._store.save_session(one.checkout_id, None)
         # Only now: a session that was not among them may have been paid.
         if not is_new and (customer := await self.sync(customer_id, forgets_missing=True)):
+            if (await self._reload(checkout)).paid_at is not None:
+                return self._url(SUCCESS, checkout_id)
             if customer.is_subscribed:
                 return f"{self.settings.base_url}/v1/checkout/already-subscribed"
             if customer.is_former:
@@ -513,9 +519,11 @@ class Billing:
                 self._metrics.housekeeping_failures.add("mail")
 
     def _choose(self, subscriptions: Iterable[Subscription]) -> Subscription | None:
-        """Return the subscription that decides: one that gives access, then the newest."""
+        """Return the subscription that decides: one that gives access, then one that can be paid, then the newest."""
         ours = [one for one in subscriptions if one.price_id in self._prices]
-        return max(ours, key=lambda one: (one.status in ENTITLED, one.created_at), default=None)
+        return max(
+            ours, key=lambda one: (one.status in ENTITLED, one.status in UNSETTLED, one.created_at), default=None
+        )
 
     async def handle_event(self, event: PaymentEvent) -> None:
         """Handle an event of Stripe, once; others than those of our customers are ignored.
@@ -525,14 +533,16 @@ class Billing:
         """
         if event.type in ALERTS:
             if not await self._store.has_event(event.event_id):
-                await self._store.add_event(event.event_id)
                 self._metrics.payment_alerts.add(event.type)
                 log.warning("Stripe reports type=%s id=%s charge=%s", event.type, event.object_id, event.charge_id)
+                await self._store.add_event(event.event_id)  # last: a kill before it repeats the line
             return
         if event.type not in SYNCED or event.customer_id is None or await self._store.has_event(event.event_id):
             return
         customer = await self.sync(event.customer_id, event_id=event.event_id)
-        if customer is not None and customer.account_id and customer.email and event.type in UNPAID:
+        if event.type not in UNPAID or customer is None or customer.status not in UNPAID_STATUSES:
+            return  # the invoice is that of something else, or was paid since
+        if customer.account_id and customer.email:
             try:
                 await self._mail(
                     customer.email,

@@ -94,12 +94,15 @@ def begin_checkout(
     is_same = and_(checkouts.c.email == email, checkouts.c.plan == plan)
     if is_only and connection.execute(_find_checkout(of_browser, ~is_same)).first() is not None:
         raise ConflictError(code="idempotency_conflict")
+    is_own = checkouts.c.account_id.is_not_distinct_from(account_id)
+    if account_id is None:  # one that was paid has got its account since
+        is_own = or_(is_own, checkouts.c.paid_at.is_not(None))
     same = _find_checkout(
         of_browser,
         is_same,
-        checkouts.c.account_id.is_not_distinct_from(account_id),
+        is_own,
         checkouts.c.begun_by_key_id.is_not_distinct_from(key_id),
-        checkouts.c.paid_at.is_(None),
+        checkouts.c.shown_at.is_(None),
     )
     row = connection.execute(same.order_by(checkouts.c.created_at.desc()).limit(1)).first()
     if row is None:
@@ -122,6 +125,7 @@ def get_checkout(connection: Connection, checkout_id: str) -> StoredCheckout | N
 
 
 def bind_customer(connection: Connection, checkout_id: str, customer_id: str, *, email: str) -> StoredCustomer:
+    lock_server(connection)  # as every write of an address: no two customers get the same one
     known = update(customers).where(customers.c.customer_id == customer_id).values(checkout_id=checkout_id)
     row = connection.execute(known.returning(*_CUSTOMER)).first()
     if row is None:
@@ -294,6 +298,7 @@ def claim_reconcile(connection: Connection, *, again_s: float, now: datetime) ->
 
 
 def add_customer(connection: Connection, customer_id: str, *, email: str | None) -> None:
+    lock_server(connection)
     if find_customer(connection, customer_id=customer_id) is not None:
         return
     is_taken = _is_taken(connection, email, customer_id)
@@ -328,8 +333,10 @@ def save_state(
         values |= {"status": "canceled" if state.is_deleted else None, "is_ending": False}
     if state.is_deleted:
         values["email"] = None
-    elif not before.is_former and not _is_taken(connection, state.email, customer_id):
-        values["email"] = state.email or before.email
+    elif state.email and state.email != before.email and not before.is_former:
+        lock_server(connection)
+        if not _is_taken(connection, state.email, customer_id):
+            values["email"] = state.email
     same = update(customers).where(customers.c.customer_id == customer_id, customers.c.version == version)
     row = connection.execute(same.values(values).returning(*_CUSTOMER)).first()
     if row is None:

@@ -85,8 +85,12 @@ def at_own_name(request: Request) -> Response | None:
     Links and the pages of Stripe lead to the server's own name, where a cookie of the other one is missing.
     """
     here, own = urlsplit(f"//{request.headers.get('host', '')}"), urlsplit(state_of(request).settings.base_url)
+    try:
+        is_same_port = here.port == own.port
+    except ValueError:  # it is beyond 65535
+        return None
     is_other_name = here.hostname != own.hostname and {here.hostname, own.hostname} <= LOCAL_NAMES
-    if not is_other_name or here.port != own.port:
+    if not is_other_name or not is_same_port:
         return None
     return RedirectResponse(str(request.url.replace(scheme=own.scheme, netloc=own.netloc)), 307)
 
