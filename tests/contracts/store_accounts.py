@@ -45,13 +45,31 @@ class AccountContract:
 
     async def test_plan_of_a_subscription_can_not_be_set(self, world: World) -> None:
         ann = await world.caller("ann", plan="small")
-        await world.add_customer(ann)
+        await world.add_customer(ann)  # as the import writes it: Stripe was not asked yet
         assert await world.store.set_plan(ann.account_id, "free")
-        await world.set_customer(ann, subscription_id="sub_1")
-
-        with pytest.raises(ConflictError, match="sub_1"):
-            await world.store.set_plan(ann.account_id, "small")
+        for status in ("active", "unpaid"):
+            await world.set_customer(ann, subscription_id="sub_1", status=status, synced_at=START)
+            with pytest.raises(ConflictError, match="sub_1"):
+                await world.store.set_plan(ann.account_id, "small")
         assert (await world.caller("ann")).plan == "free"
+
+    async def test_plan_is_set_after_the_end_of_the_subscription(self, world: World) -> None:
+        ann = await world.caller("ann", plan="small")
+        await world.add_customer(ann, subscription_id="sub_1", status="canceled", synced_at=START)
+        ended = START - timedelta(days=9)
+        await world.set_account(ann, period_start=ended - timedelta(days=30), period_end=ended, suspended_at=ended)
+
+        assert await world.store.set_plan(ann.account_id, "free")
+
+        [account] = await world.store.list_accounts()
+        assert (account.plan, account.suspended_at, account.customer_id) == ("free", None, None)
+        assert account.period_start == datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def test_closed_account_has_no_customer(self, world: World) -> None:
+        ann = await world.caller("ann", plan="small")
+        await world.add_customer(ann, subscription_id="sub_1", status="canceled", synced_at=START)
+        await world.store.close_account(ann.account_id)
+        assert await world.store.find_customer(account_id=ann.account_id) is None
 
     async def test_only_a_new_account_gets_the_plan_of_its_key(self, world: World) -> None:
         ann = await world.caller("ann", plan="small")

@@ -358,7 +358,8 @@ def set_plan(
 ) -> None:
     """Give an account of the server on this machine another plan.
 
-    The plan of an account with a subscription follows the subscription, and can't be set here.
+    The plan of an account with a subscription follows the subscription, and can't be set here. After the end of the
+    subscription it can: the account is valid again, and is no longer that of the customer at Stripe.
     """
 
     async def change(_settings: Settings, store: Store) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from afterwords.errors import QuotaExceededError
-from afterwords.server.records import AttemptResult, Caller, FinishStatus, StoredJob, VoiceChanges
+from afterwords.server.records import AttemptResult, Caller, FinishStatus, Quota, StoredJob, VoiceChanges
+from afterwords.server.settings import Plan
 from afterwords.server.store import SqlStore
-from tests.contracts.store_world import MANY, ManualClock, World, digest
+from afterwords.server.store.usage import characters_exceeded, period_of
+from tests.contracts.store_world import MANY, START, ManualClock, World, digest
 from tests.error_codes import has_code
 from tests.server.store.second_process import NAME
 
@@ -167,3 +169,19 @@ async def test_migrations_keep_and_count_existing_rows(world: World, folder: Pat
     assert (await again.get_usage(ann)).characters == job.char_count
     await again.close()
     await world.store.open()
+
+
+@pytest.mark.parametrize(("sold", "names_larger"), [(200, True), (100, False), (None, True)])
+def test_refusal_names_a_larger_plan_if_one_is_sold(sold: int | None, names_larger: bool) -> None:
+    error = characters_exceeded(
+        Quota(120, 100),
+        50,
+        plan_name="small",
+        is_known=True,
+        period=period_of(None, None, now=START),
+        plans={"sold": Plan(characters=sold, price_id="price_1"), "internal": Plan(characters=10**9)},
+        account_url="https://voice.example.com/v1/account",
+        now=START,
+    )
+    assert "the period ends on 2026-02-01" in str(error)
+    assert ("a larger plan is at" in str(error)) is names_larger

@@ -32,7 +32,7 @@ async def close_account(
     customer = await store.find_customer(account_id=account_id)
     if customer is not None and cancel_subscription is not None:
         await cancel_subscription(account_id)
-    elif customer is not None and customer.is_entitled:
+    elif customer is not None and customer.is_subscribed:
         raise ConflictError(
             "The account has a subscription, and this server has no key of Stripe to cancel it.",
             hint="cancel it at Stripe, or set AFTERWORDS_STRIPE_SECRET_KEY.",

@@ -23,7 +23,7 @@ from afterwords.errors import ConflictError
 from afterwords.models import Account
 from afterwords.server.records import Actor, AuditAction
 from afterwords.server.settings import Plan
-from afterwords.server.store import audit
+from afterwords.server.store import audit, billing
 from afterwords.server.store import keys as key_rows
 from afterwords.server.store.locks import lock_account
 from afterwords.server.store.schema import accounts, cache, customers, jobs, keys, usage, voices
@@ -88,20 +88,26 @@ def count_plans(connection: Connection) -> dict[str, int]:
 
 
 def set_plan(connection: Connection, account_id: str, plan: str | None, *, actor: Actor, now: datetime) -> bool:
+    # A look at Stripe locks the customer before the account, too.
+    connection.execute(select(customers).where(customers.c.account_id == account_id).with_for_update())
     lock_account(connection, account_id=account_id)
     is_own = accounts.c.account_id == account_id
-    facts = select(accounts.c.closed_at, customers.c.subscription_id).outerjoin_from(accounts, customers)
-    row = connection.execute(facts.where(is_own)).first()
+    row = connection.execute(select(accounts.c.closed_at).where(is_own)).first()
     if row is None:
         return False
     if row.closed_at is not None:
         raise ConflictError("The account is closed.", hint="create another one: afterwords keys create")
-    if row.subscription_id is not None:  # the next look at Stripe would undo the change
+    values: dict[str, Any] = {"plan": plan}
+    customer = billing.find_customer(connection, account_id=account_id)
+    if customer is not None and customer.is_subscribed:  # the next look at Stripe would undo the change
         raise ConflictError(
-            f"The plan of this account is that of its subscription {row.subscription_id}.",
+            f"The plan of this account is that of its subscription {customer.subscription_id}.",
             hint="change or cancel the subscription at Stripe.",
         )
-    connection.execute(update(accounts).where(is_own).values(plan=plan))
+    if customer is None or customer.synced_at is not None:  # likewise: there is no subscription
+        billing.detach_customer(connection, account_id)
+        values |= {"suspended_at": None, "period_start": None, "period_end": None}
+    connection.execute(update(accounts).where(is_own).values(values))
     audit.add(connection, AuditAction.PLAN_CHANGED, account_id, account_id=account_id, actor=actor, now=now)
     return True
 
@@ -110,6 +116,7 @@ def close(
     connection: Connection, account_id: str, *, actor: Actor, now: datetime, monotonic: float
 ) -> list[str] | None:
     """Close an account: revoke its keys. Return the ids of the cancelled jobs. None: there is no such account."""
+    billing.detach_customer(connection, account_id)  # first: a look at Stripe locks the customer before the account
     lock_account(connection, account_id=account_id)
     is_own = accounts.c.account_id == account_id
     row = connection.execute(select(accounts.c.closed_at).where(is_own)).first()

@@ -173,7 +173,9 @@ def submit(
     before = idempotency.find(connection, request) if request else None
     if before and before.job_id and (stored := get(connection, before.job_id)):
         return SubmittedJob(stored, is_new=False)
-    duplicate, quota = _admit(connection, job, terms, limits, quota_bytes=quota_bytes, account_url=account_url, now=now)
+    duplicate, quota = _admit(
+        connection, job, terms, limits, quota_bytes=quota_bytes, plans=plans, account_url=account_url, now=now
+    )
     if duplicate is None:
         values: dict[str, Any] = {name: getattr(job, name) for name in _NEW_COLUMNS}
         _INSERT(connection, values | {"status": JobStatus.PENDING, "period": terms.period.name, "created_at": now})
@@ -239,6 +241,7 @@ def _admit(
     limits: QueueLimits,
     *,
     quota_bytes: int | None,
+    plans: Mapping[str, Plan],
     account_url: str | None,
     now: datetime,
 ) -> tuple[StoredJob | None, Quota | None]:
@@ -269,6 +272,7 @@ def _admit(
             plan_name=None if is_of_key else terms.plan_name,
             is_known=terms.plan is not usage_rows.NOTHING,
             period=terms.period,
+            plans=plans,
             account_url=account_url,
             now=now,
         )

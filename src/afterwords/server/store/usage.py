@@ -169,18 +169,25 @@ def characters_exceeded(
     plan_name: str | None,
     is_known: bool,
     period: Period,
+    plans: Mapping[str, Plan],
     account_url: str | None,
     now: datetime,
 ) -> QuotaExceededError:
     """Return the error for a text that goes beyond the limit of a key, or of a plan, which may not be known."""
     used = f"has used {quota.used - characters:,} of"
     ends = f"the period ends on {period.end:%Y-%m-%d at %H:%M} UTC"
-    larger = f"a larger plan is at {account_url}" if account_url else "the server's operator can give it a larger plan"
+    sold = [plan.characters for plan in plans.values() if plan.price_id]
+    if account_url is None:
+        larger = ", and the server's operator can give it a larger plan"
+    elif any(characters is None or characters > quota.limit for characters in sold):
+        larger = f", and a larger plan is at {account_url}"
+    else:
+        larger = ""
     if plan_name is None:
         why, advice = f"The key {used} its {quota.limit:,} characters", ends
     elif is_known:
         why = f"The account {used} the {quota.limit:,} characters of its plan {plan_name}"
-        advice = f"{ends}, and {larger}"
+        advice = f"{ends}{larger}"
     else:
         why = f"The plan of the account, {plan_name}, is not in the settings of the server and allows no characters"
         advice = "its operator can correct this"
