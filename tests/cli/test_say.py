@@ -134,12 +134,6 @@ def test_unwritable_subtitles_are_refused_before_speaking(tmp_path: Path) -> Non
     assert "a.wav" not in list_files(tmp_path)
 
 
-def test_subtitles_of_a_server_are_refused(tmp_path: Path) -> None:
-    done = run("say", TEXT, "-o", "a.wav", "--vtt", "a.vtt", "--remote", cwd=tmp_path)
-    assert done.code == 2
-    assert "--remote can't be combined with --vtt" in done.err
-
-
 # -- failures ------------------------------------------------------------------------------------------------
 
 

@@ -41,8 +41,9 @@ from afterwords.text import check_name
 LOCK_TIMEOUT_S = 10.0
 """How long a change waits for another process. A change takes milliseconds, a long original a second or two."""
 
-_SCANS_MAX = 5
-"""How often a scan is repeated: damage that is gone in the second scan was a folder being moved by another process."""
+_SCANS_MAX = 10
+"""How often a scan is repeated: damage that is gone in the second scan, or whose folder is gone, was a folder being
+moved by another process."""
 
 _REPLACED = re.compile(rf"\.old-({ID_PATTERN})-by-({ID_PATTERN})")
 _LEFTOVER = re.compile(r"\.(?:new|trash|old)-.+")
@@ -288,13 +289,14 @@ class Library:
         voices: Voices = []
         damaged: dict[str, CorruptVoiceError] = {}
         for _ in range(_SCANS_MAX):
-            before, voices, damaged = damaged, [], {}
+            before, voices, damaged, has_moved = damaged, [], {}, False
             for voice_id, folder in self._folders().by_id.items():
                 try:
                     voices.append(folder.read(voice_id))
                 except CorruptVoiceError as error:
                     damaged[voice_id] = error
-            if damaged.keys() == before.keys():
+                    has_moved |= not folder.path.exists()
+            if damaged.keys() == before.keys() and not has_moved:
                 break
         return sorted(voices, key=lambda voice: voice.name), damaged
 
