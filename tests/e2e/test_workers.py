@@ -90,8 +90,8 @@ def test_remote_workers_report_timestamps(world: World) -> None:
     worker.stop()
     job_id = world.submit("Its worker is older.", timestamps=True)
     with world.served.client(world.token) as older:
-        job = older.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
-        own = {"Authorization": f"Bearer {job['token']}"}
+        claimed = older.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+        own = {"Authorization": f"Bearer {claimed['token']}"}
         wrong = {"characters": "Other words.", "start_s": [0] * 12, "end_s": [0] * 12}
         refused = older.put(f"/v1/jobs/{job_id}/timing", json=wrong, headers=own)
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "timing")
@@ -99,8 +99,8 @@ def test_remote_workers_report_timestamps(world: World) -> None:
         early = world.client.get(f"/v1/jobs/{job_id}/timestamps")
         assert (early.status_code, early.json()["error"]["code"]) == (404, "job_not_ready")
         assert older.put(f"/v1/jobs/{job_id}/audio", content=RECORDING, headers=headers).is_success
-    answer = world.client.get(f"/v1/jobs/{job_id}/timestamps")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "timestamps_unavailable")
+    job = world.client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", "timestamps_unavailable")
 
 
 def test_other_prompt_version_prepares_again(tmp_path: Path, world: World) -> None:

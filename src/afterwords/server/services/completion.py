@@ -74,6 +74,9 @@ class Completion:
             voice = await self.store.get_voice(job.voice_id, account_id=job.account_id)
             if voice is None:
                 raise StaleAttemptError(code="voice_deleted")
+            if job.timestamps and await self.store.get_timing(job_id) is None:  # the worker is an older one
+                await self._finish(job, AttemptResult(error="timestamps_unavailable"))
+                return
             try:
                 audio = _MarkedAudio.from_wav(wav, job, voice)
                 digest = await audio.sha256()

@@ -69,6 +69,7 @@ _START = (
         lease_expires=bindparam("expires"),
         lease_s=bindparam("length_s"),
         worker=bindparam("claimed_by"),
+        timing=None,  # of an earlier attempt
     )
     .returning(*JOB)
 )
