@@ -382,9 +382,12 @@ class LiveSplitter:
     def _find_end(self, *, is_whole: bool) -> int | None:
         """Return where the first unit of the rest ends, after its whitespace, if that is certain."""
         window = self._rest[: UNIT_MAX_CHARS + 1]
+        first = next((i for i, character in enumerate(window) if is_speakable(character)), len(window))
         ends = []
         for marks in self._marks:
             for mark in marks.finditer(window):
+                if mark.end() <= first:
+                    continue
                 end = self._skip_space(mark.end())
                 # More text could belong to the mark, or to the whitespace after it.
                 is_certain = end is not None and (marks is not _STOP or self._is_stop(mark, end, is_whole=is_whole))

@@ -213,10 +213,10 @@ class ApiRoute(DocumentedRoute):
             if error.code == "not_opened":
                 log.error("%s %s", error.message, error.hint)
             if error.code == "internal_error" and error.__cause__ is not None:
-                log.error("failed request_id=%s %s", context.request_id, _origin(error.__cause__))
+                log.error("failed request_id=%s %s", context.request_id, origin_of(error.__cause__))
             await context.answer(error)
         except Exception as error:
-            log.error("failed request_id=%s %s", context.request_id, _origin(error))
+            log.error("failed request_id=%s %s", context.request_id, origin_of(error))
             context.status = context.status or 500
             raise
         finally:
@@ -507,7 +507,7 @@ def unrouted_response(error: AfterwordsError) -> Response:
     return response
 
 
-def _origin(error: BaseException) -> str:
+def origin_of(error: BaseException) -> str:
     """Return type and place of an unforeseen error, without its message, which may hold text of a request."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames))

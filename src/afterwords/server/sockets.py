@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from afterwords.errors import AfterwordsError, InvalidRequestError, ServiceError
 from afterwords.server.auth import Requirements
-from afterwords.server.routing import Lifetime, RequestContext, error_response
+from afterwords.server.routing import Lifetime, RequestContext, error_response, origin_of
 
 log = logging.getLogger("afterwords.server")
 
@@ -38,6 +38,10 @@ class Socket(WebSocket):
     def context(self) -> RequestContext:
         context: RequestContext = self.scope["afterwords.context"]
         return context
+
+    def log_failure(self, error: BaseException) -> None:
+        """Log an unexpected exception by its type and place: its message may contain text or secrets."""
+        log.error("failed request_id=%s %s", self.context.request_id, origin_of(error))
 
     async def accept(self, *_: Any, **__: Any) -> None:
         """Accept the connection."""
@@ -111,8 +115,11 @@ def make_endpoint(path: str, endpoint: Endpoint, lifetime: Lifetime) -> Callable
             await _refuse(socket, requirements, refusal)
         except AfterwordsError as error:
             if error.code == "internal_error" and error.__cause__ is not None:
-                log.error("failed request_id=%s kind=%s", context.request_id, type(error.__cause__).__name__)
+                socket.log_failure(error.__cause__)
             await _refuse(socket, requirements, error)
+        except Exception as error:  # noqa: BLE001 - an edge: the server would log the message, too
+            socket.log_failure(error)
+            await _refuse(socket, requirements, ServiceError())
         finally:
             if context.task is not None and context.state is not None:
                 context.state.authenticator.requests.leave(context.task)
@@ -127,7 +134,10 @@ def _check_origin(context: RequestContext) -> None:
     assert context.state is not None
     origin = context.headers.get(b"origin", [b""])[0].decode("latin-1").lower()
     allowed = context.state.settings.cors_origins
-    is_own = urlsplit(origin).netloc == context.headers[b"host"][0].decode("latin-1").lower()
+    try:
+        is_own = urlsplit(origin).netloc == context.headers[b"host"][0].decode("latin-1").lower()
+    except ValueError:  # "http://["
+        is_own = False
     if origin and not is_own and origin not in allowed and "*" not in allowed:
         raise InvalidRequestError(
             "Pages of this origin may not call the server.", hint="add the origin to AFTERWORDS_CORS_ORIGINS."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.tone import SECONDS_PER_CHARACTER
+from afterwords.server.faces import elevenlabs_socket
 from tests.e2e.served import Served, register, serving, wait_until
+from tests.server.faces.conftest import InProcess
 
 SLOW = "fault-slow " + "and so on, " * 20
 RATE = 24_000
@@ -30,7 +32,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
-def open_socket(served: Served, path: str, *, key: str | None = None, voice: str = "me", **query: str) -> Any:
+def open_socket(
+    served: Served | InProcess, path: str, *, key: str | None = None, voice: str = "me", **query: str
+) -> Any:
     parameters = {"model_id": "eleven_flash_v2_5", "output_format": "pcm_24000", **query}
     url = f"{served.url.replace('http', 'ws', 1)}/elevenlabs/v1/text-to-speech/{voice}/{path}"
     url += "?" + "&".join(f"{name}={value}" for name, value in parameters.items())
@@ -124,6 +128,35 @@ def test_error_names_its_context(served: Served) -> None:
         check_tone(receive(socket, "good"), 12)
 
 
+@pytest.mark.parametrize("speed", [9, 10**400])
+def test_speed_out_of_range_is_invalid(served: Served, speed: int) -> None:
+    with open_socket(served, "multi-stream-input") as socket:
+        send(socket, text=" ", voice_settings={"speed": speed}, context_id="c")
+        assert json.loads(socket.recv(timeout=60))["code"] == "invalid_field"
+
+
+@pytest.mark.parametrize(("path", "ids"), [("multi-stream-input", {"contextId": "c"}), ("stream-input", {})])
+def test_unexpected_failure_is_an_error_without_its_message(
+    in_process: InProcess,
+    path: str,
+    ids: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(*_: Any) -> AsyncGenerator[bytes, None]:
+        yield b""
+        raise ValueError("a secret")
+
+    monkeypatch.setattr(elevenlabs_socket, "encode_stream", fail)
+    with open_socket(in_process, path) as socket:
+        send(socket, text="A sentence.", context_id="c", flush=True)
+        message = json.loads(socket.recv(timeout=60))
+    assert message["code" if ids else "error"] == "internal_error"
+    assert message.get("contextId") == ids.get("contextId")
+    assert any("kind=ValueError at=test_elevenlabs_socket.py" in line for line in caplog.messages)
+    assert "a secret" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -131,6 +164,8 @@ def test_error_names_its_context(served: Served) -> None:
         ({"voice": "someone"}, 404),
         ({"output_format": "mp3"}, 422),
         ({"model_id": "eleven_v4"}, 404),
+        ({"inactivity_timeout": "nan"}, 422),
+        ({"inactivity_timeout": "-inf"}, 422),
     ],
 )
 def test_handshake_is_refused_in_their_shape(served: Served, change: dict[str, str], status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
@@ -11,14 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from starlette.requests import HTTPConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.errors import ServiceError
 from afterwords.provenance import read_mark
+from afterwords.server.faces import openai_socket
+from afterwords.server.routes.live import LiveReply
+from afterwords.server.services.synthesis import Synthesis, SynthesisRequest
 from tests.e2e.served import Served, register, serving, wait_until
+from tests.server.faces.conftest import InProcess
 
 SLOW = "fault-slow " + "and so on, " * 20
 STEEPEST = 0.2 * 2 * np.pi * 800 / SAMPLE_RATE + 2 / 32768
@@ -33,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
-def open_socket(served: Served, key: str | None = None, **headers: str) -> ClientConnection:
+def open_socket(served: Served | InProcess, key: str | None = None, **headers: str) -> ClientConnection:
     url = served.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
     return connect(
         url, additional_headers={"Authorization": f"Bearer {key or served.key}", **headers}, proxy=None, max_size=65_535
@@ -136,12 +143,56 @@ def test_unit_in_the_cache_is_not_charged(served: Served) -> None:
         assert len(texts) == 1
 
 
+def test_texts_that_wait_hold_back_the_messages(served: Served) -> None:
+    with open_socket(served) as socket:
+        configure(socket)
+        for number in range(12):
+            send(socket, "input.text", text=f"Number {number}: {SLOW}.")
+            send(socket, "input.done")
+        send(socket, "session.close")
+        done = []
+        for data in socket:
+            if isinstance(data, str) and (message := json.loads(data))["type"] == "session.done":
+                done.append(message["utterance_index"])
+    assert done == list(range(len(done)))
+    assert len(done) >= 12 - openai_socket.REPLIES_MAX - 1
+
+
+def test_session_is_not_idle_while_it_speaks(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_socket, "IDLE_S", 1.0)
+    with open_socket(in_process) as socket:
+        configure(socket)
+        send(socket, "input.text", text="".join(f"Number {number}: {SLOW}.\n\n" for number in range(60)))
+        messages, _ = receive(socket, "error")  # the end of the last sentence is open
+    assert messages[-1]["code"] == "request_timeout"
+    assert messages[-2] == {**messages[-2], "type": "audio.done", "sentence_index": 58}
+
+
+def test_long_text_is_split_in_slices() -> None:
+    async def feed() -> int:
+        reply = LiveReply(HTTPConnection({"type": "http"}), SynthesisRequest("", ""), "clause")
+        feeding = asyncio.create_task(reply.feed(". " * 40_000))
+        n_turns = 0
+        while not feeding.done():
+            await asyncio.sleep(0)
+            n_turns += 1
+        await feeding
+        return n_turns
+
+    assert asyncio.run(feed()) >= 40
+
+
 # -- what is refused --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("key", "headers", "status"),
-    [("aw_" + "x" * 40, {}, 401), ("", {"Origin": "https://evil.example"}, 400), ("", {"Host": "evil.example"}, 400)],
+    [
+        ("aw_" + "x" * 40, {}, 401),
+        ("", {"Origin": "https://evil.example"}, 400),
+        ("", {"Origin": "http://["}, 400),
+        ("", {"Host": "evil.example"}, 400),
+    ],
 )
 def test_handshake_is_refused_with_http(served: Served, key: str, headers: dict[str, str], status: int) -> None:
     with pytest.raises(InvalidStatus) as refused:
@@ -191,6 +242,32 @@ def test_invalid_message_is_an_error_and_closes(served: Served, message: str, co
     assert closed.value.rcvd.code == 1008
 
 
+@pytest.mark.parametrize("text", [". " * 60_000, "A word. " * 15_000])
+def test_text_that_is_too_long_is_refused(served: Served, text: str) -> None:
+    with open_socket(served) as socket:
+        configure(socket)
+        send(socket, "input.text", text=text)
+        messages, _ = receive(socket, "error")
+    assert messages[-1]["code"] == "text_too_long"
+
+
+def test_unexpected_failure_closes_without_its_message(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ValueError("a secret")
+
+    monkeypatch.setattr(openai_socket, "find_speaker", fail)
+    with open_socket(in_process) as socket:
+        configure(socket)
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1011
+    assert any("kind=ValueError at=test_openai_socket.py" in line for line in caplog.messages)
+    assert "a secret" not in caplog.text
+
+
 # -- what is not sent --------------------------------------------------------------------------------------------
 
 
@@ -213,6 +290,34 @@ def test_jobs_are_cancelled_and_refunded_on_close(served: Served) -> None:
         assert 1 <= len(seen) <= 3  # the others had no job yet
         assert set(seen) == {"cancelled"}
         assert client.get("/v1/usage").json()["characters"] == 0
+
+
+def test_unit_that_cannot_be_cancelled_leaves_the_others(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit = Synthesis.submit
+    n_submitted = 0
+
+    async def count(*args: Any, **options: Any) -> Any:
+        nonlocal n_submitted
+        result = await submit(*args, **options)
+        n_submitted += 1
+        return result
+
+    async def fail(*_: Any, is_whole: bool) -> None:
+        while is_whole and n_submitted < 3:
+            await asyncio.sleep(0.01)
+        raise ServiceError
+
+    monkeypatch.setattr(Synthesis, "submit", count)
+    monkeypatch.setattr(Synthesis, "end_stream", fail)
+    with open_socket(in_process) as socket:
+        configure(socket)
+        send(socket, "input.text", text="".join(f"Number {number}: {SLOW}.\n\n" for number in range(6)))
+        receive(socket, "audio.done")
+        wait_until(
+            lambda: caplog.messages.count("a unit was not cancelled code=internal_error") >= 2, what="the other units"
+        )
 
 
 def test_slow_listener_holds_back_the_jobs(served: Served) -> None:

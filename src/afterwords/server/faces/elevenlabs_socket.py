@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect
 
 from afterwords.audio.encoding import Encoding
-from afterwords.errors import AfterwordsError, InvalidRequestError, LimitError
+from afterwords.errors import AfterwordsError, InvalidOptionError, InvalidRequestError, LimitError, ServiceError
 from afterwords.models import SpeechFormat, SpeechOptions, now
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
@@ -105,12 +106,15 @@ class _Context:
                                 times = {"alignment": None, "normalizedAlignment": None}
                                 await socket.send_message({"audio": audio, "isFinal": None, **self._ids, **times})
             await socket.send_message({"audio": None, "isFinal": True, **self._ids})
-        except AfterwordsError as error:
-            if not self._ids:
-                raise
-            await socket.send_message({"error": error.message, "code": error.code, **self._ids})
         except ClientDisconnect:
             return  # the session ends
+        except Exception as error:  # noqa: BLE001 - an edge, and the message may contain text
+            failure = error if isinstance(error, AfterwordsError) else ServiceError()
+            if failure is not error:
+                socket.log_failure(error)
+            if not self._ids:
+                raise failure from None
+            await socket.send_message({"error": failure.message, "code": failure.code, **self._ids})
 
     def _encode(self, first: LiveUnit, rest: AsyncGenerator[LiveUnit, None]) -> AsyncGenerator[bytes, None]:
         async def pcm() -> AsyncGenerator[bytes, None]:
@@ -152,14 +156,16 @@ class _Session:
             raise InvalidRequestError.invalid_field("output_format", rule=f"it must be one of {', '.join(FORMATS)}")
         inactivity = query.get("inactivity_timeout", str(INACTIVITY_S))
         try:
-            inactivity_s = min(max(float(inactivity), 1.0), INACTIVITY_MAX_S)
+            inactivity_s = float(inactivity)
         except ValueError:
-            raise InvalidRequestError.invalid_field("inactivity_timeout", rule="it must be a number") from None
+            inactivity_s = math.nan
+        if not math.isfinite(inactivity_s):
+            raise InvalidRequestError.invalid_field("inactivity_timeout", rule="it must be a number")
         voice = await find_speaker(state.store, caller, socket.path_params["voice_id"])
         backend = find_backend(query.get("model_id"), state.dispatcher.backends)
         await check_quota(socket)
         options = SynthesisRequest(voice.voice_id, "", lang=query.get("language_code") or None, backend=backend)
-        return cls(socket, voice, options, encoding, inactivity_s)
+        return cls(socket, voice, options, encoding, min(max(inactivity_s, 1.0), INACTIVITY_MAX_S))
 
     async def close(self) -> None:
         """Cancel what was not sent."""
@@ -186,7 +192,7 @@ class _Session:
                 context = self._begin(message, context_id)
             if context is None or context.task.done():  # a keep-alive, or a context that has ended
                 continue
-            self._feed(context, message)
+            await self._feed(context, message)
             if message.get("close_context"):
                 context.end()
 
@@ -199,7 +205,7 @@ class _Session:
         async def receive() -> None:
             message: dict[str, Any] | None = first
             while message is not None:
-                self._feed(context, message)
+                await self._feed(context, message)
                 if message.get("text") == "" and not context.is_ended:
                     context.end()
                 message = await self._receive()
@@ -227,18 +233,21 @@ class _Session:
         speed = settings.get("speed") if isinstance(settings, dict) else None
         options = self._options
         if isinstance(speed, int | float) and not isinstance(speed, bool):
-            options = replace(options, speed=SpeechOptions.check(speed=float(speed)).speed)
+            try:
+                options = replace(options, speed=SpeechOptions.check(speed=speed).speed)
+            except InvalidOptionError:
+                raise InvalidRequestError.invalid_field("speed", rule="it must be a number from 0.25 to 4") from None
         context = _Context(self, LiveReply(self.socket, options, "clause"), context_id)
         self._contexts[context_id or ""] = context
         return context
 
-    def _feed(self, context: _Context, message: dict[str, Any]) -> None:
+    async def _feed(self, context: _Context, message: dict[str, Any]) -> None:
         text = message.get("text") or ""
         if not isinstance(text, str):
             raise InvalidRequestError.invalid_field("text", rule="it must be a string")
         if context.is_ended:
             return
-        context.reply.feed(text)
+        await context.reply.feed(text)
         if message.get("flush") or (self._is_immediate and text.strip()):
             context.reply.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
@@ -28,6 +29,8 @@ CONFIG_S: Final = 10.0
 """Time for the first message, `session.config`."""
 IDLE_S: Final = 30.0
 """Longest time without a message while nothing is spoken."""
+REPLIES_MAX: Final = 8
+"""Texts that wait to be spoken; while there are as many, no further messages are received."""
 
 
 class SessionConfig(RequestBody):
@@ -70,8 +73,8 @@ class _Session:
         self._config: SessionConfig | None = None
         self._voice: StoredVoice | None = None
         self._reply: LiveReply | None = None  # whose text is being written
-        self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue()
-        self._n_unspoken = 0
+        self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue(REPLIES_MAX)
+        self._unspoken: deque[LiveReply] = deque()
         self.is_within_unit = False
 
     async def receive(self) -> None:
@@ -84,7 +87,7 @@ class _Session:
             timeout_s = CONFIG_S if self._config is None else IDLE_S
             message = await self._socket.receive_message(timeout_s=timeout_s)
             if message is None:
-                if self._n_unspoken and self._reply is None:
+                if not all(reply.is_idle for reply in self._unspoken):
                     continue
                 why = f"No message came for {timeout_s:g} s."
                 raise InvalidRequestError(
@@ -99,12 +102,12 @@ class _Session:
                 place = "within an utterance" if self._reply else "here"
                 raise InvalidRequestError.invalid_field("type", rule=f"this message is not expected {place}")
             else:
-                reply = self._reply = self._reply or self._begin()
+                reply = self._reply = self._reply or await self._begin()
                 if kind == "input.done":
                     reply.end()
                     self._reply = None
                 elif isinstance(text := message.get("text"), str):
-                    reply.feed(text)
+                    await reply.feed(text)
                 else:
                     raise InvalidRequestError.missing_field("text")
 
@@ -123,7 +126,7 @@ class _Session:
         self._voice = await find_speaker(state_of(self._socket).store, caller_of(self._socket), name)
         self._config = config
 
-    def _begin(self) -> LiveReply:
+    async def _begin(self) -> LiveReply:
         config, voice = self._config, self._voice
         assert config is not None
         assert voice is not None
@@ -138,8 +141,8 @@ class _Session:
         )
         by = None if config.split_granularity == "none" else config.split_granularity
         reply = LiveReply(self._socket, options, by)
-        self._replies.put_nowait((reply, config, voice))
-        self._n_unspoken += 1
+        self._unspoken.append(reply)
+        await self._replies.put((reply, config, voice))
         return reply
 
     async def speak(self) -> None:
@@ -156,7 +159,7 @@ class _Session:
             await self._socket.send_message(
                 {"type": "session.done", "utterance_index": utterance, "total_sentences": n_units}
             )
-            self._n_unspoken -= 1
+            self._unspoken.popleft()
             utterance += 1
 
     async def _send_unit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from afterwords.audio.effects import fade_from
 from afterwords.audio.wav import pcm16
-from afterwords.errors import QuotaExceededError, SynthesisError, TextError
+from afterwords.errors import AfterwordsError, QuotaExceededError, SynthesisError, TextError
 from afterwords.models import JobStatus
 from afterwords.server.concurrency import Condition
 from afterwords.server.ports import BlobReader
@@ -23,8 +24,12 @@ from afterwords.server.routes.responses import caller_of, state_of
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech, SynthesisRequest
 from afterwords.text import MAX_LOCAL_CHARS, Granularity, LiveSplitter, is_speakable, pause_after_s
 
+log = logging.getLogger("afterwords.server")
+
 AHEAD: Final = 3
 """Units of a text that have a job at once: one is sent, the others are spoken meanwhile."""
+SLICE_CHARS: Final = 2000
+"""Text that is split at once; other requests are served before more of it is."""
 
 
 async def check_quota(connection: HTTPConnection) -> None:
@@ -127,26 +132,29 @@ class LiveReply:
         self._changed = Condition()
         self._is_ended = self._is_closed = False
         self._pause_s = 0.0
+        self._n_waiting = 0  # characters, with those that are never spoken
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is spoken or waits to be."""
         return not self._open and not self._waiting
 
-    def feed(self, piece: str) -> None:
+    async def feed(self, piece: str) -> None:
         """Add a piece of the text.
 
         Raises:
             TextError: The text that waits to be spoken is too long.
         """
-        if self._is_split:
-            self._add(self._splitter.feed(piece))
-        else:
-            self._text += piece
-        n_waiting = len(self._text) + sum(map(len, self._waiting))
-        if n_waiting > MAX_LOCAL_CHARS:
-            why = f"The text that waits to be spoken has {n_waiting:,} characters; the limit is {MAX_LOCAL_CHARS:,}."
+        self._n_waiting += len(piece)
+        if (n := self._n_waiting) > MAX_LOCAL_CHARS:
+            why = f"The text that waits to be spoken has {n:,} characters; the limit is {MAX_LOCAL_CHARS:,}."
             raise TextError(why, code="text_too_long")
+        if not self._is_split:
+            self._text += piece
+            return
+        for start in range(0, len(piece), SLICE_CHARS):
+            self._add(self._splitter.feed(piece[start : start + SLICE_CHARS]))
+            await asyncio.sleep(0)
 
     def flush(self) -> None:
         """Speak what has arrived, even if its last sentence is not complete."""
@@ -184,7 +192,6 @@ class LiveReply:
                 await unit.close(is_whole=True)
         finally:
             self._is_closed = True
-            self._waiting.clear()
             self._changed.notify_all()
             closing = asyncio.create_task(self._close_units(opening))
             while not closing.done():
@@ -194,8 +201,12 @@ class LiveReply:
     async def _close_units(self, opening: asyncio.Task[None]) -> None:
         await asyncio.wait({opening})  # not cancelled: a job that is just being created must be closed, too
         opening.exception()  # retrieve it, or asyncio logs it as never retrieved
+        self._waiting.clear()
         while self._open:
-            await self._open.popleft().close(is_whole=False)
+            try:
+                await self._open.popleft().close(is_whole=False)
+            except AfterwordsError as error:  # the others must be cancelled, too
+                log.warning("a unit was not cancelled code=%s", error.code)
 
     async def _open_units(self) -> None:
         synthesis, caller = state_of(self._connection).synthesis, caller_of(self._connection)
@@ -204,15 +215,16 @@ class LiveReply:
                 await self._changed.wait_for(self._can_open)
                 if self._is_closed or not self._waiting:
                     return
-                text = self._waiting.popleft()
+                text = self._waiting[0]  # not idle until it is open
                 try:
                     result = await synthesis.submit(caller, replace(self._options, text=text), listen=True)
+                    self._open.append(LiveUnit(self._connection, text, result, self._pause_s))
+                    self._pause_s = pause_after_s(text) / self._options.speed
                 except TextError as error:
-                    if error.code == "unspeakable_text":  # the backend has no sound for this part alone
-                        continue
-                    raise
-                self._open.append(LiveUnit(self._connection, text, result, self._pause_s))
-                self._pause_s = pause_after_s(text) / self._options.speed
+                    if error.code != "unspeakable_text":  # the backend has no sound for this part alone
+                        raise
+                self._waiting.popleft()
+                self._n_waiting -= len(text)
                 self._changed.notify_all()
         finally:
             self._changed.notify_all()
