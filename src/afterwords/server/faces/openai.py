@@ -81,7 +81,9 @@ class SpeechBody(RequestBody):
     ref_text: Any = None
     references: Any = None
     speaker_embedding: Any = None
-    word_timestamps: bool | None = Field(default=None, description="Refused: this server has no timestamps.")
+    word_timestamps: bool | None = Field(
+        default=None, description="Refused: use `POST /v1/synthesize` with `timestamps`."
+    )
 
 
 @router.post(
@@ -110,7 +112,7 @@ async def create_speech(request: Request, body: SpeechBody) -> Response:
         if getattr(body, field) is not None:
             raise InvalidRequestError.invalid_field(field, rule="a voice is cloned when it is created")
     if body.word_timestamps:
-        raise InvalidRequestError.invalid_field("word_timestamps", rule="this server has no timestamps")
+        raise InvalidRequestError.invalid_field("word_timestamps", rule="only /v1/synthesize has timestamps")
     name = body.voice.id if isinstance(body.voice, VoiceRef) else body.voice or body.speaker
     if name is None:
         raise InvalidRequestError.missing_field("voice")
