@@ -128,7 +128,7 @@ def test_error_names_its_context(served: Served) -> None:
         check_tone(receive(socket, "good"), 12)
 
 
-@pytest.mark.parametrize("speed", [9, 10**400])
+@pytest.mark.parametrize("speed", [9, 10**400], ids=["too fast", "huge"])
 def test_speed_out_of_range_is_invalid(served: Served, speed: int) -> None:
     with open_socket(served, "multi-stream-input") as socket:
         send(socket, text=" ", voice_settings={"speed": speed}, context_id="c")
