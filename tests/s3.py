@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -108,7 +108,13 @@ def _signed_for(service: str) -> dict[str, str]:
 def running_s3() -> Iterator[S3]:
     """Run a server."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with listening([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+        yield S3(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def listening(command: Sequence[str], port: int) -> Iterator[None]:
+    """Run a server on a port, from when it accepts connections."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + START_S
@@ -119,6 +125,6 @@ def running_s3() -> Iterator[S3]:
                 assert server.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            yield S3(f"http://127.0.0.1:{port}")
+            yield
         finally:
             server.kill()
