@@ -220,8 +220,6 @@ class ApiRoute(DocumentedRoute):
             context.status = context.status or 500
             raise
         finally:
-            if context.task is not None and context.state is not None:
-                context.state.authenticator.requests.leave(context.task)
             context.end()
 
 
@@ -429,9 +427,11 @@ class RequestContext:
         await response(self.scope, self._receive, self.send)
 
     def end(self) -> None:
-        """Count the request, and log one line; both name the route, not the path."""
+        """Count the request, which is over, and log one line; both name the route, not the path."""
         elapsed_s = time.perf_counter() - self._started
         if self.state is not None:
+            if self.task is not None:
+                self.state.authenticator.requests.leave(self.task)
             self.state.metrics.count_request(self.route, self.scope["method"], self.status, elapsed_s)
         is_routine = self.is_routine and self.status == 200
         job_id = self.job_id or parse_id(self.scope["path_params"].get("job_id", ""))

@@ -121,8 +121,6 @@ def make_endpoint(path: str, endpoint: Endpoint, lifetime: Lifetime) -> Callable
             socket.log_failure(error)
             await _refuse(socket, requirements, ServiceError())
         finally:
-            if context.task is not None and context.state is not None:
-                context.state.authenticator.requests.leave(context.task)
             context.end()
 
     check_and_handle.requirements = requirements  # type: ignore[attr-defined]
