@@ -90,14 +90,10 @@ class Shop:
         session: Object = self.stripe.objects[answer.json()["url"].rpartition("/")[2]]
         return session
 
-    def drop_events(self) -> list[Object]:
-        """Lose the events that wait, and return them."""
-        return self.stripe.webhooks.take()
-
     async def deliver(self, *events: Object) -> list[int]:
         """Send events, or all that wait, and return the statuses of the answers."""
         statuses = []
-        events = events or tuple(self.drop_events())
+        events = events or tuple(self.stripe.webhooks.take())
         async with self.browser() as sender:
             for event in events:
                 body, headers = self.stripe.webhooks.request(event)

@@ -71,7 +71,7 @@ async def test_poll_alone_finds_the_payment(shop: Shop) -> None:
     async with shop.browser() as browser:
         session = await shop.session(browser, "poll@example.com")
         shop.stripe.pay(session["id"])
-        shop.drop_events()
+        shop.stripe.webhooks.take()
         assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
 
 
@@ -395,7 +395,7 @@ async def test_customer_that_had_a_subscription_is_not_adopted(shop: Shop, had: 
     if had != "nothing":
         price = "price_hobby" if had == "a plan" else "price_other"
         shop.stripe.cancel(shop.stripe.subscribe(made, price)["id"])
-        shop.drop_events()
+        shop.stripe.webhooks.take()
     async with shop.browser() as browser:
         assert ((await shop.session(browser, email))["customer"] == made) is (had == "nothing")
 
@@ -407,7 +407,7 @@ async def test_debit_that_failed_leaves_its_customer(shop: Shop) -> None:
         assert set(await shop.deliver()) == {200}
         [subscription] = shop.stripe.find("subscription", customer=first["customer"])
         shop.stripe.change_status(subscription["id"], "incomplete_expired")
-        shop.drop_events()
+        shop.stripe.webhooks.take()
         second = await shop.session(other, "failed-debit@example.com")
         assert second["customer"] != first["customer"]
         await shop.billing.reconcile()

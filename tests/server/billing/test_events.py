@@ -35,7 +35,7 @@ async def test_duplicates_are_looked_at_once(shop: Shop) -> None:
     subscription = await subscription_of(shop, "dup5@example.com")
     shop.stripe.fail_next_invoice(subscription["id"], status="unpaid")
     shop.stripe.pay_open_invoice(subscription["id"])
-    events, asked = shop.drop_events(), len(shop.stripe.requests)
+    events, asked = shop.stripe.webhooks.take(), len(shop.stripe.requests)
 
     assert set(await shop.deliver(*(events * 5))) == {200}
 
@@ -48,7 +48,7 @@ async def test_five_duplicates_at_once_make_one_account(shop: Shop) -> None:
     async with shop.browser() as browser:
         session = await shop.session(browser, "dup@example.com")
         shop.stripe.pay(session["id"])
-        events = shop.drop_events()
+        events = shop.stripe.webhooks.take()
         answers = await asyncio.gather(*(shop.deliver(event) for event in events for _ in range(5)))
         assert {status for statuses in answers for status in statuses} == {200}
         assert await shop.billing.success(token_of(session), browser.cookie) is CheckoutState.READY
@@ -87,7 +87,7 @@ async def test_lost_events_are_reconciled(shop: Shop) -> None:
         shop.stripe.change_status((await subscription_of(shop, "lost-too@example.com"))["id"], "unpaid")
         outside = shop.stripe.create_customer({"email": "dashboard@example.com"})
         shop.stripe.subscribe(outside["id"], "price_hobby")
-        assert shop.drop_events()
+        assert shop.stripe.webhooks.take()
 
         done = await shop.billing.reconcile()
 
@@ -110,7 +110,7 @@ async def test_only_changed_customers_are_read(shop: Shop) -> None:
     shop.stripe.change_status(subscriptions[0]["id"], "unpaid")
     shop.stripe.advance_period(subscriptions[1]["id"])
     shop.stripe.update_subscription(subscriptions[2]["id"], {"cancel_at_period_end": True})
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     shop.stripe.fail("GET /v1/customers/{id}", 400)
     shop.stripe.fail("GET /v1/subscriptions", 429)
     asked = len(shop.stripe.requests)
@@ -128,7 +128,7 @@ async def test_servers_that_reconcile_at_once_do_not_fail(shop: Shop) -> None:
     for n in range(8):
         customer = shop.stripe.create_customer({"email": f"same{n}@example.com"})
         shop.stripe.subscribe(customer["id"], "price_hobby")
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     state = shop.state
     secret = await state.store.secret()
     servers = [open_billing(state.settings, state.store, SystemClock(), secret) for _ in range(3)]
@@ -149,7 +149,7 @@ async def test_renewal_moves_the_period(shop: Shop, how: str, monkeypatch: pytes
     assert customer is not None
     assert customer.account_id is not None
     shop.stripe.advance_period(subscription["id"])
-    events = shop.drop_events()
+    events = shop.stripe.webhooks.take()
     if how == "event":
         shop.stripe.webhooks.api_version = "2024-06-20"  # such an event has the period elsewhere
         try:
@@ -171,7 +171,7 @@ async def test_imported_customer_is_reconciled(shop: Shop) -> None:
     minted, store = await shop.state.keys.create(), shop.state.store
     customer = shop.stripe.create_customer({"email": "imported@example.com"})
     subscription = shop.stripe.subscribe(customer["id"], "price_hobby")
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     row = {"customer_id": customer["id"], "account_id": minted.key.account_id}  # as the import writes it
     assert isinstance(store, SqlStore)
     await store.database.write(lambda connection: connection.execute(insert(customers).values(row)) and None)
@@ -180,7 +180,7 @@ async def test_imported_customer_is_reconciled(shop: Shop) -> None:
     assert synced is not None
     assert (synced.email, synced.status, synced.account_id) == ("imported@example.com", "active", minted.key.account_id)
     shop.stripe.cancel(subscription["id"])
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     await shop.billing.reconcile()
     assert await shop.status(minted.secret) == 402
 
@@ -190,7 +190,7 @@ async def test_customer_hears_of_failed_payments(shop: Shop) -> None:
     subscription = await subscription_of(shop, "failed@example.com")
     shop.outbox.mails.clear()
     shop.stripe.fail_next_invoice(subscription["id"])
-    events = shop.drop_events()
+    events = shop.stripe.webhooks.take()
     assert set(await shop.deliver(*(events * 2))) == {200}
     [(to, subject, text)] = shop.outbox.mails
     assert (to, "payment failed" in subject, "/v1/account" in text) == ("failed@example.com", True, True)
@@ -206,14 +206,14 @@ async def test_no_mail_for_other_or_paid_invoices(shop: Shop) -> None:
     await shop.buy_key("both@example.com")
     subscription = await subscription_of(shop, "both@example.com")
     other = shop.stripe.subscribe(subscription["customer"], "price_other")
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     shop.outbox.mails.clear()
     shop.stripe.fail_next_invoice(other["id"])
     assert set(await shop.deliver()) == {200}
     shop.stripe.fail_next_invoice(subscription["id"])
-    late = shop.drop_events()
+    late = shop.stripe.webhooks.take()
     shop.stripe.pay_open_invoice(subscription["id"])
-    assert set(await shop.deliver(*shop.drop_events(), *late)) == {200}
+    assert set(await shop.deliver(*shop.stripe.webhooks.take(), *late)) == {200}
     assert shop.outbox.mails == []
 
 
@@ -221,7 +221,7 @@ async def test_operator_hears_of_disputes(shop: Shop, caplog: pytest.LogCaptureF
     await shop.buy_key("dispute@example.com")
     dispute = shop.stripe.dispute((await subscription_of(shop, "dispute@example.com"))["id"])
     caplog.set_level(logging.WARNING, "afterwords.server")
-    assert set(await shop.deliver(*(shop.drop_events() * 2))) == {200}
+    assert set(await shop.deliver(*(shop.stripe.webhooks.take() * 2))) == {200}
     [line] = [record.getMessage() for record in caplog.records]
     assert dispute["id"] in line
     assert dispute["charge"] in line
@@ -248,7 +248,7 @@ def test_docs_name_every_event() -> None:
 
 async def test_invalid_events_are_refused(shop: Shop) -> None:
     event = shop.stripe.emit("product.created", {"id": "prod_y", "object": "product"})
-    shop.drop_events()
+    shop.stripe.webhooks.take()
     good, headers = shop.stripe.webhooks.request(event)
     signature = headers["Stripe-Signature"]
     bodies = [b"null", b"[]", b'"x"', b"1", b"{}", b"[" * 100_000, b'{"id": NaN}', b"\xff", b"", b'{"object":"event"}']

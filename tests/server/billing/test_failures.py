@@ -74,7 +74,7 @@ async def test_event_is_repeated_after_stripe_was_down(shop: Shop) -> None:
     async with shop.browser() as browser:
         session = await shop.session(browser, "repeat@example.com")
         shop.stripe.pay(session["id"])
-        events = shop.drop_events()
+        events = shop.stripe.webhooks.take()
         completed = [event for event in events if event["type"] == "checkout.session.completed"]
         with shop.stripe.outage():
             assert await shop.deliver(*completed) == [503]
@@ -106,7 +106,7 @@ async def test_kill_leaves_one_customer_session_and_key(
                 session = shop.stripe.objects[url.rpartition("/")[2]]
         assert session is not None
         shop.stripe.pay(session["id"])
-        events = shop.drop_events()
+        events = shop.stripe.webhooks.take()
         for _ in range(2):
             with suppress(KilledError, BaseExceptionGroup):
                 await shop.deliver(*events)

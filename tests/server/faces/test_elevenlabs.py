@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -31,6 +28,7 @@ from afterwords.audio.wav import Samples
 from afterwords.server.faces.elevenlabs import FORMATS
 from afterwords.server.faces.elevenlabs_timestamps import LINE_MAX_BYTES
 from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
+from tests.server.faces.conftest import run_node
 
 REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("elevenlabs_requests.json").read_text())
 SECONDS_PER_CHARACTER = 0.06
@@ -382,21 +380,15 @@ def test_failed_speech_with_timestamps_is_an_error(http: httpx.Client) -> None:
 
 @pytest.mark.soak
 def test_javascript_clients_speak(served: Served, tmp_path: Path) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip("needs node and npm")
-    packages = ("@elevenlabs/elevenlabs-js@2", "ai@7", "@ai-sdk/elevenlabs@3")
-    install = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(tmp_path), *packages]
-    if subprocess.run(install, capture_output=True, timeout=300, check=False).returncode:
-        pytest.skip("npm can't install the clients here")
-    script = shutil.copy(Path(__file__).with_name("elevenlabs_clients.mjs"), tmp_path)
     recording = tmp_path / "me.wav"
     recording.write_bytes(RECORDING)
-    environment = {**os.environ, "URL": served.url, "KEY": served.key, "RECORDING": str(recording)}
-    done = subprocess.run([node, script], env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = run_node(
+        "elevenlabs_clients.mjs",
+        ["@elevenlabs/elevenlabs-js@2", "ai@7", "@ai-sdk/elevenlabs@3"],
+        tmp_path,
+        served,
+        RECORDING=str(recording),
+    )
     assert seen["whole"] == round(2 * 24_000 * SECONDS_PER_CHARACTER * len("From JavaScript."))
     assert seen["streamed"] == round(2 * 24_000 * SECONDS_PER_CHARACTER * len("Streamed to JavaScript."))
     assert "me" in seen["voices"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,13 @@ from websockets.sync.client import ClientConnection, connect
 from afterwords.audio.wav import Samples
 from afterwords.backends.tone import SECONDS_PER_CHARACTER
 from afterwords.server.faces import elevenlabs_socket
-from tests.e2e.served import Served, register, serving, wait_until
+from tests.e2e.served import Served, register, wait_until
 from tests.server.faces.conftest import InProcess
 
 SLOW = "fault-slow " + "and so on, " * 20
 RATE = 24_000
 STEEPEST = 0.2 * 2 * np.pi * 800 / RATE + 2 / 32768
 """Largest step between two samples of the highest tone."""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("socket") / "home") as server:
-        with server.client() as client:
-            register(client, name="me")
-        yield server
 
 
 def open_socket(

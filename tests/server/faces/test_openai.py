@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
-import subprocess
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +20,7 @@ from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.provenance import read_mark
 from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
+from tests.server.faces.conftest import run_node
 
 REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("openai_requests.json").read_text())
 MEDIA_TYPES = {
@@ -333,19 +331,7 @@ def test_open_lists_have_the_names_of_one_account(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_javascript_clients_speak(served: Served, tmp_path: Path) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip("needs node and npm")
-    packages = ("openai@7", "ai@7", "@ai-sdk/openai@4")
-    install = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(tmp_path), *packages]
-    if subprocess.run(install, capture_output=True, timeout=300, check=False).returncode:
-        pytest.skip("npm can't install the clients here")
-    script = shutil.copy(Path(__file__).with_name("openai_clients.mjs"), tmp_path)
-    environment = {**os.environ, "URL": served.url, "KEY": served.key}
-    done = subprocess.run([node, script], env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = run_node("openai_clients.mjs", ["openai@7", "ai@7", "@ai-sdk/openai@4"], tmp_path, served)
     assert seen["whole"] == 2 * 24_000 * SECONDS_PER_CHARACTER * len("From JavaScript.")
     assert seen["streamed"] == 2 * 24_000 * SECONDS_PER_CHARACTER * len("Streamed to JavaScript.")
     assert seen["models"] == ["tone", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"]

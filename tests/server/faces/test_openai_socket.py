@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterator
 from socket import SHUT_RDWR
 from typing import Any
 
@@ -24,20 +23,12 @@ from afterwords.provenance import read_mark
 from afterwords.server.faces import openai_socket
 from afterwords.server.routes.live import LiveReply
 from afterwords.server.services.synthesis import Synthesis, SynthesisRequest
-from tests.e2e.served import Served, register, serving, wait_until
+from tests.e2e.served import Served, register, wait_until
 from tests.server.faces.conftest import InProcess
 
 SLOW = "fault-slow " + "and so on, " * 20
 STEEPEST = 0.2 * 2 * np.pi * 800 / SAMPLE_RATE + 2 / 32768
 """Largest step between two samples of the highest tone."""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("socket") / "home") as server:
-        with server.client() as client:
-            register(client, name="me")
-        yield server
 
 
 def open_socket(served: Served | InProcess, key: str | None = None, **headers: str) -> ClientConnection:

@@ -109,9 +109,8 @@ async def create_key(request: Request) -> Response:
     """Create a key with scopes for the account, and show it once."""
     form, caller = await read_form(request), caller_of(request)
     keys = await _list_keys(request, caller.account_id)
-    if not keys or keys[-1].key_id != form.get(
-        "newest"
-    ):  # otherwise, reloading the page of a new key would create another one
+    newest = keys[-1].key_id if keys else None
+    if newest is None or newest != form.get("newest"):  # reloading the page of a new key must not create another one
         raise ConflictError("The account has a newer key than this form.", hint="open the account page again.")
     try:
         body = NewKeyBody(
