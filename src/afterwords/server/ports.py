@@ -565,7 +565,7 @@ class Payments(Protocol):
     async def list_open_sessions(self, customer_id: str) -> list[PaymentSession]: ...
 
     async def expire_session(self, session_id: str) -> bool:
-        """Expire a session. Return False if it was not open any more."""
+        """Expire a session. Return False if it was paid before."""
 
     async def create_portal(self, customer_id: str, *, return_url: str) -> str:
         """Return the short-lived URL of the billing portal of a customer."""

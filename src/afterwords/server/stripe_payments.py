@@ -182,7 +182,8 @@ class StripePayments:
             try:
                 await self._client.v1.checkout.sessions.expire_async(session_id)
             except Refused:  # it is not open
-                return False
+                found = await self._client.v1.checkout.sessions.retrieve_async(session_id)
+                return found.status == "expired"
         return True
 
     async def create_portal(self, customer_id: str, *, return_url: str) -> str:

@@ -146,6 +146,18 @@ async def test_overtaken_checkout_leaves_the_later_session_open(shop: Shop) -> N
     await other.payments.close()
 
 
+async def test_session_that_expires_meanwhile_is_replaced(shop: Shop) -> None:
+    async with shop.browser() as one, shop.browser() as two:
+        old = await shop.session(one, "meanwhile@example.com")
+        slow = shop.stripe.delay("GET /v1/checkout/sessions")
+        later = asyncio.create_task(two.sign_up("meanwhile@example.com"))
+        assert await asyncio.to_thread(slow.reached.wait, 60)
+        shop.stripe.expire_session(old["id"])  # as an overtaken checkout does with its own
+        slow.released.set()
+        assert (await later).status_code == 200
+    assert shop.stripe.count("checkout.session", customer=old["customer"], status="open") == 1
+
+
 async def test_payment_during_another_checkout_is_seen(shop: Shop) -> None:
     async with shop.browser() as one, shop.browser() as two:
         session = await shop.session(one, "during@example.com")
