@@ -13,7 +13,7 @@ from afterwords.errors import ModelError
 from afterwords.weights.catalog import verify
 from afterwords.weights.download import pull
 from tests.cli.program import COMMAND, environment, run
-from tests.weights.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub, safetensors
+from tests.weights.loopback_hub import COMMIT, REPOSITORY, WANTED, WEIGHTS, LoopbackHub, add_pocket, safetensors
 
 NAME = "qwen3-1.7b"
 
@@ -74,6 +74,20 @@ def test_json_has_every_fact(hub: LoopbackHub, home: Path) -> None:
     assert json.loads(run("models", "pull", NAME, "--json").out) == facts
     assert json.loads(run("models", "list", "--json").out)[0] == facts
     assert json.loads(run("models", "path", NAME, "--json").out) == {"name": NAME, "path": facts["path"]}
+
+
+def test_terms_are_shown_before_the_first_pull(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_pocket(hub, {"model.safetensors": safetensors(5_000)}, b"{}")
+    refused = run("models", "pull", "pocket")
+    terms = refused.err.partition("hub_refused")[0]
+    for said in ("CC-BY-4.0", "credit Kyutai", "prohibits cloning a voice without", "https://huggingface.co/kyutai"):
+        assert said in " ".join(terms.split())
+    assert (refused.code, refused.out) == (3, "")
+    assert "hub_refused" in refused.err
+
+    monkeypatch.setenv("HF_TOKEN", "hf_accepted")
+    assert run("models", "pull", "pocket").code == 0
+    assert run("models", "pull", "pocket").err.startswith("✓ pocket is ready.")
 
 
 def test_interrupted_pull_is_resumed(hub: LoopbackHub, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from afterwords.weights.catalog import CHECKPOINTS
 
 REPOSITORY = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
 COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
@@ -65,10 +68,21 @@ class HubHost(ThreadingHTTPServer):
         """Ignore clients that disconnect, as some tests make them do."""
 
 
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository at one commit. A gated one gives its files to requests with the token `hf_accepted` only."""
+
+    commit: str
+    files: dict[str, bytes]
+    is_gated: bool = False
+
+
 class LoopbackHub:
     """Both hosts, their files, and the faults to inject.
 
     Attributes:
+        files, commit: Of the first repository, REPOSITORY.
+        others: Further repositories by name.
         refusals: Answers to the next requests to the front host: status and headers.
         cuts: Numbers of bytes after which the next downloads of the weights are cut off.
         spoils: How many downloads of the weights are altered.
@@ -80,6 +94,7 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.files = qwen3_files()
         self.commit = COMMIT
+        self.others: dict[str, HubRepository] = {}
         self.refusals: list[tuple[int, dict[str, str]]] = []
         self.cuts: list[int] = []
         self.spoils = 0
@@ -102,16 +117,41 @@ class LoopbackHub:
         return name.endswith((".safetensors", ".bin"))
 
     def metadata(self) -> dict[str, Any]:
-        return {"id": REPOSITORY, "sha": self.commit, "siblings": self.siblings or list(map(self._sibling, self.files))}
+        siblings = self.siblings or [self._sibling(name, content) for name, content in self.files.items()]
+        return {"id": REPOSITORY, "sha": self.commit, "siblings": siblings}
 
-    def _sibling(self, name: str) -> dict[str, Any]:
-        content = self.files[name]
+    def metadata_of(self, name: str, revision: str) -> dict[str, Any] | None:
+        """Return what the hub says about a revision of a repository; None if there is none."""
+        if (name, revision) == (REPOSITORY, "main"):
+            return self.metadata()
+        if (other := self.others.get(name)) is None or revision not in ("main", other.commit):
+            return None
+        siblings = [self._sibling(path, content) for path, content in other.files.items()]
+        return {"id": name, "sha": other.commit, "siblings": siblings}
+
+    def find(self, path: str) -> tuple[str, HubRepository, str]:
+        """Return the repository that a path names, as its name and content, and the file's name."""
+        for name, other in self.others.items():  # each has a commit of its own
+            if f"/{other.commit}/" in path:
+                return name, other, path.partition(f"/{other.commit}/")[2]
+        return REPOSITORY, HubRepository(self.commit, self.files), path.partition(f"/{self.commit}/")[2]
+
+    def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
         blob = sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
         sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
         if self.is_large(name):
             lfs = {"sha256": sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             sibling |= {"blobId": "0" * 40, "lfs": lfs}
         return sibling
+
+
+def add_pocket(hub: LoopbackHub, files: dict[str, bytes], tokenizer: bytes) -> None:
+    """Add the two repositories of `pocket`; the first one, with the weights, is gated."""
+    weights, other = CHECKPOINTS["pocket"].sources
+    folder = weights.required[0].rpartition("/")[0]
+    in_folder = {f"{folder}/{name}": content for name, content in files.items()}
+    hub.others[weights.repository] = HubRepository(weights.revision, in_folder, is_gated=True)
+    hub.others[other.repository] = HubRepository(other.revision, {other.required[0]: tokenizer})
 
 
 @contextmanager
@@ -137,27 +177,32 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         host, hub = self.server, self.server.hub
         path, _, query = self.path.partition("?")
-        host.requests.append(HubRequest(self.path, self.headers.get("Range"), self.headers.get("Authorization")))
-        resolve = f"/{REPOSITORY}/resolve/{hub.commit}/"
-        name = path.partition(f"/{hub.commit}/")[2]
+        token = self.headers.get("Authorization")
+        host.requests.append(HubRequest(self.path, self.headers.get("Range"), token))
+        repository, found, name = hub.find(path)
+        resolve = f"/{repository}/resolve/{found.commit}/"
+        info = re.fullmatch(r"/api/models/(.+)/revision/(\w+)", path)
+        metadata = hub.metadata_of(info[1], info[2]) if info and query.lower() == "blobs=true" else None
         if host is hub.front and hub.refusals:
             status, headers = hub.refusals.pop(0)
             self._send(status, b"<html>", headers)
-        elif host is hub.front and path == f"/api/models/{REPOSITORY}/revision/main" and query.lower() == "blobs=true":
-            self._send(200, json.dumps(hub.metadata()).encode(), {"Content-Type": "application/json"})
-        elif name not in hub.files:
+        elif host is hub.front and metadata is not None:
+            self._send(200, json.dumps(metadata).encode(), {"Content-Type": "application/json"})
+        elif name not in found.files:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         elif host is hub.cdn and hub.refuses_ranges and self.headers.get("Range"):
             self._send(503, b"", {})
         elif host is hub.cdn:
-            self._send_file(name)
+            self._send_file(name, found.files[name])
+        elif path.startswith(resolve) and found.is_gated and token != "Bearer hf_accepted":
+            self._send(403 if token else 401, b"", {"X-Error-Code": "GatedRepo"})
         elif path.startswith(resolve) and hub.is_large(name):
-            linked = {"X-Linked-Etag": f'"{sha256(hub.files[name]).hexdigest()}"', "X-Repo-Commit": hub.commit}
-            self._send(302, b"", {"Location": f"{hub.cdn.url}/blobs/{hub.commit}/{name}", **linked})
+            linked = {"X-Linked-Etag": f'"{sha256(found.files[name]).hexdigest()}"', "X-Repo-Commit": found.commit}
+            self._send(302, b"", {"Location": f"{hub.cdn.url}/blobs/{found.commit}/{name}", **linked})
         elif path.startswith(resolve):
-            self._send(307, b"", {"Location": f"/api/resolve-cache/{hub.commit}/{name}"})
+            self._send(307, b"", {"Location": f"/api/resolve-cache/{found.commit}/{name}"})
         else:
-            self._send_file(name)
+            self._send_file(name, found.files[name])
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -166,8 +211,8 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _send_file(self, name: str) -> None:
-        hub, content = self.server.hub, self.server.hub.files[name]
+    def _send_file(self, name: str, content: bytes) -> None:
+        hub = self.server.hub
         wanted = None if hub.ignores_ranges else self.headers.get("Range")
         start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
         self.send_response(206 if wanted else 200)

@@ -22,11 +22,11 @@ from afterwords.errors import (
     NotFoundError,
     StorageFullError,
 )
-from afterwords.weights.catalog import ModelState, get_status, locate, remove, verify
+from afterwords.weights.catalog import CHECKPOINTS, ModelState, get_status, locate, remove, verify
 from afterwords.weights.download import pull
 from tests.cli.program import list_files
 from tests.error_codes import has_code
-from tests.weights.loopback_hub import COMMIT, NEXT_COMMIT, WANTED, WEIGHTS, LoopbackHub, safetensors
+from tests.weights.loopback_hub import COMMIT, NEXT_COMMIT, WANTED, WEIGHTS, LoopbackHub, add_pocket, safetensors
 
 NAME = "qwen3-1.7b"
 
@@ -98,9 +98,50 @@ def test_token_is_not_sent_over_plain_http(hub: LoopbackHub, monkeypatch: pytest
 
 def test_missing_huggingface_hub_names_the_extra(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for name, extra in ((NAME, "cuda"), ("qwen3-0.6b-4bit", "mlx")):
+    for name, extra in ((NAME, "cuda"), ("qwen3-0.6b-4bit", "mlx"), ("pocket", "pocket")):
         with pytest.raises(MissingExtraError, match=f"'{extra}'"):
             pull(name)
+
+
+# -- several repositories, and gated ones ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pocket_hub(hub: LoopbackHub) -> LoopbackHub:
+    """Serve the two repositories of `pocket`, with files that only have the right names."""
+    add_pocket(hub, {"model.safetensors": safetensors(5_000), "preview.safetensors": b"no part of it"}, b"{}")
+    return hub
+
+
+def test_checkpoint_of_two_repositories_is_pulled(pocket_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_accepted")
+    folder = pull("pocket")
+
+    weights, tokenizer = CHECKPOINTS["pocket"].sources
+    assert list_files(folder) == ["lock.json", "model.safetensors", "tokenizer.json"]
+    assert (folder / tokenizer.required[0]).read_bytes() == b"{}"
+    assert verify("pocket").revision == weights.revision
+    facts = json.loads((folder / "lock.json").read_bytes())
+    assert [(file["repository"], file["revision"]) for file in facts["files"]] == [
+        (None, None),
+        (tokenizer.repository, tokenizer.revision),
+    ]
+    (folder / tokenizer.required[0]).unlink()
+    pull("pocket")  # the lock says where it is
+    verify("pocket")
+
+
+@pytest.mark.parametrize("token", [None, "hf_other"])
+def test_gated_weights_say_what_to_accept(
+    pocket_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="refused the file", check=has_code("hub_refused")) as caught:
+        pull("pocket")
+    for needed in ("https://huggingface.co/kyutai/pocket-tts,", "https://huggingface.co/settings/tokens", "HF_TOKEN"):
+        assert needed in caught.value.hint
+    assert "hf_other" not in str(caught.value)
 
 
 # -- resume ---------------------------------------------------------------------------------------------------

@@ -149,8 +149,9 @@ def _print_result(cloned: CloneResult, *, as_json: bool) -> None:
         f"{window.start_s:.1f} to {window.end_s:.1f} s of the recording, backend {cloned.backend}"
     )
     if "similarity" in facts:
+        stock = f"nearest stock voice {facts['baseline']:.2f}, " if "baseline" in facts else ""
         output.note(
-            f"  likeness to this recording {facts['similarity']:.2f} (nearest stock voice {facts['baseline']:.2f}, "
+            f"  likeness to this recording {facts['similarity']:.2f} ({stock}"
             "the same person again ≈ 0.92, another person ≈ 0.58; to other recordings it is about 0.05 less)"
         )
     for finding in report.findings:

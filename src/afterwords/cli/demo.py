@@ -49,8 +49,10 @@ def demo(
             f"  likeness          {likeness['similarity']:.2f}  "
             "(GE2E cosine to this recording; the same person again ≈ 0.92, another person ≈ 0.58)"
         )
+    if "baseline" in likeness:
         nearest = likeness["nearest_stock"]
         output.result(f"  baseline          {likeness['baseline']:.2f}  (nearest stock voice, {nearest})")
     output.result(f"  real-time factor  {done.real_time_factor:.2f}  (seconds of work per second of speech)")
-    output.note("lite matches pitch and timbre: it resembles the speaker and is not their identity.")
+    if done.backend == "lite":
+        output.note("lite matches pitch and timbre: it resembles the speaker and is not their identity.")
     output.note("Next: afterwords clone me.wav --name me")

@@ -142,5 +142,5 @@ def _max_inputs(backend: str) -> int:
 def _package(backend: str, *more: str) -> str:
     from afterwords import __version__
 
-    engine = {"lite": ["lite"], "tone": []}.get(backend, ["cuda"])
+    engine = {"lite": ["lite"], "pocket": ["pocket"], "tone": []}.get(backend, ["cuda"])
     return f"afterwords[{','.join(['server', *engine, *more])}]=={__version__}"

@@ -66,9 +66,12 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download a model, or resume a download, and verify its hashes."""
-    from afterwords.weights.catalog import get_status
+    from afterwords.weights.catalog import ModelState, get_status
     from afterwords.weights.download import pull as download
 
+    status = get_status(name)
+    if status.state is ModelState.ABSENT and status.checkpoint.terms:
+        output.note(output.shown(status.checkpoint.terms))
     with output.progress_bar() as bar:
         path = download(name, is_update=update, is_repair=repair, progress=_bar_progress(bar))
     if as_json:

@@ -150,7 +150,9 @@ class LocalVoices:
             "id": voice.voice_id,
         }
         if "similarity" in similarity:
-            summary["likeness"] = f"{similarity['similarity']:.2f} (nearest stock voice {similarity['baseline']:.2f})"
+            summary["likeness"] = f"{similarity['similarity']:.2f}"
+            if "baseline" in similarity:
+                summary["likeness"] += f" (nearest stock voice {similarity['baseline']:.2f})"
         return facts, summary
 
     def rename(self, name: str, new: str) -> Voice:

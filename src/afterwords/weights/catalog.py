@@ -34,22 +34,48 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Files of a checkpoint in one repository of the hub.
+
+    Attributes:
+        repository: Repository on the hub.
+        required: Patterns of which each must match a file; `*` does not cross a slash.
+        optional: Patterns of further files to download. Weights are safetensors only, since a pickle can run code.
+        revision: Commit or branch to download.
+        is_gated: The hub gives the files only to accounts that accepted the terms on the page of the repository.
+    """
+
+    repository: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    revision: str = "main"
+    is_gated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Weights with a name.
 
     Attributes:
         name: Name of the backend that loads them; for MLX followed by the format of the weights.
-        repository: Repository on the hub.
-        required: Patterns of which each must match a file; `*` does not cross a slash.
-        optional: Patterns of further files to download. Weights are safetensors only, since a pickle can run code.
+        sources: Where its files are. The first source has the weights, and their commit is the revision.
         extra: The extra of afterwords that loads and downloads them.
+        terms: License and conditions of the weights, shown before the first download; empty if only the page of the
+            repository states them.
     """
 
     name: str
-    repository: str
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
+    sources: tuple[Source, ...]
     extra: str
+    terms: str = ""
+
+    @property
+    def repository(self) -> str:
+        return self.sources[0].repository
+
+    @property
+    def required(self) -> list[str]:
+        return [pattern for source in self.sources for pattern in source.required]
 
 
 _QWEN3_REQUIRED: Final = (
@@ -67,17 +93,42 @@ _QWEN3_OPTIONAL: Final = (
     "*.safetensors.index.json",
     "speech_tokenizer/*.json",
 )
-CHECKPOINTS: Final = {
-    name: Checkpoint(name, repository, _QWEN3_REQUIRED, _QWEN3_OPTIONAL, extra)
-    for name, repository, extra in (
-        ("qwen3-1.7b", "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "cuda"),
-        ("qwen3-0.6b", "Qwen/Qwen3-TTS-12Hz-0.6B-Base", "cuda"),
-        *(
-            (f"qwen3-{size}-{weights}", f"mlx-community/Qwen3-TTS-12Hz-{size.upper()}-Base-{weights}", "mlx")
-            for size in ("1.7b", "0.6b")
-            for weights in ("bf16", "8bit", "4bit")
+_POCKET: Final = Checkpoint(
+    "pocket",
+    (  # the commits that pocket-tts 4.0.1 names; `languages/english` would change its weights under one name
+        Source(
+            "kyutai/pocket-tts",
+            ("languages/english_2026-10/model.safetensors",),
+            ("languages/english_2026-10/config.yaml",),
+            revision="db04f0e653473e5c7333c69686ac92b7460b0c1d",
+            is_gated=True,
         ),
-    )
+        Source(
+            "kyutai/pocket-tts-without-voice-cloning",
+            ("languages/english_2026-09/tokenizer.json",),
+            revision="00eac05ed3d16bdc3f6b5d598874019c34a89214",
+        ),
+    ),
+    "pocket",
+    "Pocket TTS by Kyutai: the weights are under CC-BY-4.0, so credit Kyutai where you publish speech; the code is "
+    "under MIT. Kyutai prohibits cloning a voice without explicit, lawful consent, and speech that deceives or harms. "
+    "The repository is gated: accept its terms once at https://huggingface.co/kyutai/pocket-tts, create a token with "
+    "read access at https://huggingface.co/settings/tokens, and set HF_TOKEN to it.",
+)
+CHECKPOINTS: Final = {
+    **{
+        name: Checkpoint(name, (Source(repository, _QWEN3_REQUIRED, _QWEN3_OPTIONAL),), extra)
+        for name, repository, extra in (
+            ("qwen3-1.7b", "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "cuda"),
+            ("qwen3-0.6b", "Qwen/Qwen3-TTS-12Hz-0.6B-Base", "cuda"),
+            *(
+                (f"qwen3-{size}-{weights}", f"mlx-community/Qwen3-TTS-12Hz-{size.upper()}-Base-{weights}", "mlx")
+                for size in ("1.7b", "0.6b")
+                for weights in ("bf16", "8bit", "4bit")
+            ),
+        )
+    },
+    "pocket": _POCKET,
 }
 
 

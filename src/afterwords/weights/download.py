@@ -26,6 +26,7 @@ from afterwords.weights.catalog import (
     Checkpoint,
     ModelState,
     Progress,
+    Source,
     empty_trash,
     find_checkpoint,
     foreign_model,
@@ -227,23 +228,33 @@ class _Hub:
             ):  # names unusable settings before the hub's client fails on them in its own words
                 httpx.Client().close()
         self._token = token if token and (self._is_loopback or parts.scheme == "https") else False
+        self._gated = [source.repository for source in checkpoint.sources if source.is_gated]
 
     def read_lock(self, checkpoint: Checkpoint) -> Lock:
-        """Ask for the newest commit of a repository, and the sizes and hashes of its files."""
+        """Ask for the newest commit of each repository, and the sizes and hashes of its files."""
+        first, *others = (self._read_source(source) for source in checkpoint.sources)
+        files = [
+            file.model_copy(update={"repository": other.repository, "revision": other.revision})
+            for other in others
+            for file in other.files
+        ]
+        return first.model_copy(update={"files": (*first.files, *files)})
+
+    def _read_source(self, source: Source) -> Lock:
         from huggingface_hub import HfApi
 
-        repository = checkpoint.repository
+        repository = source.repository
         api = HfApi(self.url, token=self._token, library_name="afterwords", library_version=__version__)
         with self._translate_errors(f"repository {repository}"):
             try:
-                info = api.model_info(repository, revision="main", timeout=30, files_metadata=True)
+                info = api.model_info(repository, revision=source.revision, timeout=30, files_metadata=True)
                 siblings: list[Any] = info.siblings or []
                 files = [  # the hub lists the SHA-256 of large files, and the SHA-1 of git of the others
                     ModelFile(name=file.rfilename, size_bytes=file.lfs.size, sha256=file.lfs.sha256)
                     if file.lfs
                     else ModelFile(name=file.rfilename, size_bytes=file.size, git_sha1=file.blob_id)
                     for file in siblings
-                    if matches(file.rfilename, (*checkpoint.required, *checkpoint.optional))
+                    if matches(file.rfilename, (*source.required, *source.optional))
                 ]
                 lock = Lock(repository=repository, revision=info.sha or "", files=tuple(files))
             except OSError:
@@ -252,7 +263,7 @@ class _Hub:
                 raise HubError.for_url(
                     self.url, why=f"does not state commit, sizes and hashes of {repository}"
                 ) from error
-        for pattern in checkpoint.required:
+        for pattern in source.required:
             if not any(matches(file.name, [pattern]) for file in lock.files):
                 raise HubError.for_url(self.url, f"has no {pattern} in {repository}", code="hub_missing")
         return lock
@@ -283,11 +294,12 @@ class _Hub:
                 self.n += n_bytes
                 on_bytes(self.n)
 
-        url = hf_hub_url(lock.repository, file.name, revision=lock.revision, endpoint=self.url)
+        repository = file.repository or lock.repository
+        url = hf_hub_url(repository, file.name, revision=file.revision or lock.revision, endpoint=self.url)
         headers = {"User-Agent": f"afterwords/{__version__}", "Accept-Encoding": "identity"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        with part.open("ab") as output, self._translate_errors(f"file {file.name} in {lock.repository}"):
+        with part.open("ab") as output, self._translate_errors(f"file {file.name} in {repository}"):
             is_complete = False
             while not is_complete:
                 start = output.tell()
@@ -356,6 +368,12 @@ class _Hub:
             hint = "set HF_TOKEN to a token that may read it."
             if self._token:
                 hint = "check that HF_TOKEN is valid and may read it, or unset it."
+            if gated := next((name for name in self._gated if what.endswith(name)), ""):
+                then = "check that HF_TOKEN is" if self._token else "set HF_TOKEN to"
+                hint = (
+                    f"log in and accept the terms at {PUBLIC_URL}/{gated}, and {then} a token of that account with "
+                    f"read access, from {PUBLIC_URL}/settings/tokens."
+                )
             return HubError.for_url(self.url, f"refused the {what}", code="hub_refused", hint=hint)
         if status in (404, 410):
             return HubError.for_url(self.url, f"has no {what}", code="hub_missing")

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -28,7 +27,10 @@ Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class ModelFile(BaseModel):
-    """A file of a model. The hub states the SHA-256 of large files, and the SHA-1 of git of small ones."""
+    """A file of a model. The hub states the SHA-256 of large files, and the SHA-1 of git of small ones.
+
+    `repository` and `revision` are set if they differ from those of the lock.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +38,8 @@ class ModelFile(BaseModel):
     size_bytes: int = Field(ge=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     git_sha1: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    repository: str | None = None
+    revision: Commit | None = None
 
     @model_validator(mode="after")
     def _check_has_hash(self) -> Self:
@@ -127,8 +131,7 @@ class ModelFolder:
             if not any(path.is_file() for path in self.path.glob(pattern)):
                 raise ModelError.for_file(str(self.path / pattern), why="is missing", hint=hint)
         indexes, weights = (
-            sorted(chain(self.path.glob(pattern), self.path.glob(f"*/{pattern}")))
-            for pattern in ("*.safetensors.index.json", "*.safetensors")
+            sorted(self.path.rglob(pattern)) for pattern in ("*.safetensors.index.json", "*.safetensors")
         )
         for index in indexes:
             for shard in read_shard_names(index, hint=hint):
