@@ -13,12 +13,13 @@ import pytest
 
 import afterwords
 from afterwords import errors
-from afterwords.client import Client, Jobs, Keys, RemoteBytes, RemoteJob, RemoteSpeech, Voices
+from afterwords.client import Client, Jobs, Keys, LiveSpeech, RemoteBytes, RemoteJob, RemoteSpeech, Voices
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {
     "afterwords.Audio": afterwords.Audio,
     "afterwords.Client": Client,
+    "afterwords.client.LiveSpeech": LiveSpeech,
     "afterwords.client.RemoteBytes": RemoteBytes,
     "afterwords.client.RemoteJob": RemoteJob,
     "afterwords.client.RemoteSpeech": RemoteSpeech,

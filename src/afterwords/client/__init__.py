@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from afterwords.client._async.client import AsyncClient
     from afterwords.client._async.jobs import AsyncRemoteJob
-    from afterwords.client._async.stream import AsyncRemoteBytes, AsyncRemoteSpeech
+    from afterwords.client._async.stream import AsyncLiveSpeech, AsyncRemoteBytes, AsyncRemoteSpeech
     from afterwords.client._sync.client import Client
     from afterwords.client._sync.jobs import Jobs, RemoteJob
     from afterwords.client._sync.keys import Keys
-    from afterwords.client._sync.stream import RemoteBytes, RemoteSpeech
+    from afterwords.client._sync.stream import LiveSpeech, RemoteBytes, RemoteSpeech
     from afterwords.client._sync.voices import Voices
 
 _MODULES = {
     "AsyncClient": "_async.client",
+    "AsyncLiveSpeech": "_async.stream",
     "AsyncRemoteBytes": "_async.stream",
     "AsyncRemoteJob": "_async.jobs",
     "AsyncRemoteSpeech": "_async.stream",
     "Client": "_sync.client",
     "Jobs": "_sync.jobs",
     "Keys": "_sync.keys",
+    "LiveSpeech": "_sync.stream",
     "RemoteBytes": "_sync.stream",
     "RemoteJob": "_sync.jobs",
     "RemoteSpeech": "_sync.stream",
@@ -32,12 +34,14 @@ _MODULES = {
 }
 __all__ = [
     "AsyncClient",
+    "AsyncLiveSpeech",
     "AsyncRemoteBytes",
     "AsyncRemoteJob",
     "AsyncRemoteSpeech",
     "Client",
     "Jobs",
     "Keys",
+    "LiveSpeech",
     "RemoteBytes",
     "RemoteJob",
     "RemoteSpeech",

@@ -10,10 +10,10 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from afterwords.client.requests import Request, Response
 from afterwords.errors import (
@@ -125,6 +125,17 @@ def parse_error(response: Response, request: Request) -> AfterwordsError:
         retry_after_s=response.retry_after_s,
         request_id=request_id,
     )
+
+
+def parse_socket_error(message: Mapping[str, Any], request_id: str) -> AfterwordsError:
+    """Return the error that a message of a WebSocket describes, as `parse_error` does."""
+    headers = {"content-type": "application/json", "x-request-id": request_id}
+    if isinstance(retry_after_s := message.get("retry_after_s"), int):
+        headers["retry-after"] = str(retry_after_s)
+    status = message.get("status")
+    if not isinstance(status, int) or not 400 <= status < 600:
+        status = 500
+    return parse_error(Response(status, headers, json.dumps({"error": message}).encode()), Request("GET", ""))
 
 
 def _word(value: object) -> str | None:
@@ -259,6 +270,28 @@ class SpeechResponse:
     stream: Any = field(default=None, repr=False)
 
 
+class SpeechUnit(BaseModel):
+    """The message with which the audio of a part of a live text begins."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    sample_rate: Annotated[int, Field(ge=1_000, le=400_000)]
+    voice_id: str | None = None
+    backend: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def parse_unit(message: Mapping[str, Any]) -> SpeechUnit:
+    """Return the beginning of a unit, and warn if words of it are not spoken."""
+    try:
+        unit = SpeechUnit.model_validate(message)
+    except ValidationError:
+        raise InvalidResponseError.for_reason("the message audio.start has wrong or missing fields") from None
+    if unit.left_out:
+        warn_left_out(unit.backend)
+    return unit
+
+
 def check_audio(response: Response) -> None:
     """Raise InvalidResponseError if a successful response is not audio."""
     if not response.is_audio:
@@ -282,6 +315,10 @@ def parse_left_out(response: Response) -> tuple[str, ...]:
     """Return the words of the text that are not spoken, and warn if there are any, without naming them."""
     words = tuple(unquote(word) for word in response.headers.get("x-left-out", "").split(",") if word)
     if words:
-        backend = response.headers.get("x-backend", "The server")
-        warnings.warn(f"{backend} leaves out words of the text; `left_out` has them.", TextWarning, stacklevel=2)
+        warn_left_out(response.headers.get("x-backend"))
     return words
+
+
+def warn_left_out(backend: str | None) -> None:
+    why = f"{backend or 'The server'} leaves out words of the text; `left_out` has them."
+    warnings.warn(why, TextWarning, stacklevel=3)

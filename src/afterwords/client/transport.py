@@ -136,12 +136,7 @@ def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-        check = "" if access.is_loopback else setting_to_check(url, error)
-        also = f", and that {check}" if check else ""
-        raise UnreachableError(
-            f"Can't connect to {url}: {_reason(error)}.",
-            hint=f"check the address and that the server is running{also}; `afterwords whoami` shows the address.",
-        ) from error
+        raise unreachable(access, url, error) from error
     except httpx.ReadTimeout as error:
         raise ServerTimeoutError.for_url(
             url, why=f"no data came for {request.extensions['timeout']['read']:g} s"
@@ -150,7 +145,17 @@ def translate_errors(access: Access, request: httpx.Request) -> Iterator[None]:
         raise ConnectionLostError.for_url(url, why=_reason(error)) from error
 
 
-def _reason(error: httpx.TransportError) -> str:
+def unreachable(access: Access, url: str, error: Exception, *, why: str = "") -> UnreachableError:
+    """Return the error for a connection that was not made."""
+    check = "" if access.is_loopback else setting_to_check(url, error)
+    also = f", and that {check}" if check else ""
+    return UnreachableError(
+        f"Can't connect to {url}: {why or _reason(error)}.",
+        hint=f"check the address and that the server is running{also}; `afterwords whoami` shows the address.",
+    )
+
+
+def _reason(error: Exception) -> str:
     """Return a few words of the system, which never contain what was sent."""
     cause = root_cause(error)
     if isinstance(error, httpx.ConnectTimeout):
@@ -161,10 +166,11 @@ def _reason(error: httpx.TransportError) -> str:
         return f"its certificate is not trusted: {cause.verify_message.lower()}"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
-    return {
+    reasons: dict[type[Exception], str] = {
         httpx.WriteTimeout: "sending timed out",
         httpx.LocalProtocolError: "the request is not valid HTTP",
-    }.get(type(error), "it was closed")
+    }
+    return reasons.get(type(error), "it was closed")
 
 
 def response_headers(response: httpx.Response) -> dict[str, str]:

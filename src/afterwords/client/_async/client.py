@@ -7,6 +7,7 @@ async with afterwords.AsyncClient("https://voices.example.com", api_key="aw_..."
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterable, Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ import httpx
 from afterwords.client._async.jobs import AsyncJobs, AsyncRemoteJob
 from afterwords.client._async.keys import AsyncKeys
 from afterwords.client._async.session import AsyncSession
-from afterwords.client._async.stream import AsyncRemoteBytes, AsyncRemoteSpeech
+from afterwords.client._async.stream import AsyncLiveSpeech, AsyncRemoteBytes, AsyncRemoteSpeech
 from afterwords.client._async.voices import AsyncVoices
 from afterwords.client.files import parse_option
 from afterwords.client.parsing import (
@@ -34,6 +35,7 @@ from afterwords.client.requests import (
     TIMEOUT_S,
     Request,
     Response,
+    drop_none,
     ensure_idempotency_key,
     estimate_request,
     long_poll_s,
@@ -160,6 +162,36 @@ class AsyncClient:
         fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         speech = AsyncRemoteSpeech(self._session, await self._open_stream(voice, fields), voice)
         await speech._read_header()
+        return speech
+
+    async def speak(
+        self,
+        text: AsyncIterable[str] | Iterable[str],
+        *,
+        voice: Voice | str,
+        lang: str | None = None,
+        backend: str | None = None,
+        speed: float = 1.0,
+        seed: int | None = None,
+    ) -> AsyncLiveSpeech:
+        """Speak a text while it is being written, sentence by sentence, and return the audio: iterate over the result.
+
+        Returns with the first audio. Closing the result early cancels what was not spoken. `transport` is not used.
+
+        Args:
+            text: The pieces of the text, cut anywhere. An iterable that is not asynchronous must not block.
+            voice: As for `say`; so are the other arguments and errors.
+
+        Raises:
+            TextError: There was nothing to speak.
+            UnsupportedByServerError: The hosted service needs the whole text.
+        """
+        await self._session.check_supports("text that is still being written")
+        name = voice.voice_id if isinstance(voice, Voice) else voice
+        config = drop_none(voice=name, language=lang, model=backend, seed=seed)
+        config |= {"speed": speed, "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
+        speech = AsyncLiveSpeech(await self._session.open_socket(), voice)
+        await speech._start(text, config)
         return speech
 
     async def stream_bytes(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from afterwords.client._async.session import AsyncSession, release
-from afterwords.client.parsing import SpeechResponse
-from afterwords.errors import StreamConsumedError
+from afterwords.client.parsing import SpeechResponse, SpeechUnit, parse_socket_error, parse_unit
+from afterwords.client.sockets import AsyncSpeechSocket
+from afterwords.errors import InvalidResponseError, StreamConsumedError, TextError
 from afterwords.models import FormatName, SpeechFormat, Voice
 
 if TYPE_CHECKING:
@@ -22,30 +24,29 @@ if TYPE_CHECKING:
 
 
 class AsyncRemoteStream:
-    """An open response with speech, which can be read once. Use it in `async with`, or close it.
+    """Speech that is read while it arrives, once. Use it in `async with`, or close it.
 
     Attributes:
         voice_id: The voice that speaks.
         backend: The backend that speaks.
-        job_id: The job; None if the speech was in the cache.
+        job_id: The job; None if the speech was in the cache, and for `speak`, where each sentence is a job.
         is_cached: Whether the speech was in the cache, so that nothing was charged.
         left_out: Words of the text that the backend can't speak.
     """
 
-    def __init__(self, session: AsyncSession, speech: SpeechResponse) -> None:
+    def __init__(self, speech: SpeechResponse) -> None:
         self.voice_id = speech.voice_id
         self.backend = speech.backend
         self.job_id = speech.job_id
         self.is_cached = speech.is_cached
         self.left_out = speech.left_out
         self._response: httpx.Response = speech.stream
-        self._session = session
         self._is_read = False
 
     async def close(self) -> None:
         """Stop reading; a job that has not ended is cancelled."""
         self._is_read = True
-        await release(self._response)
+        await self._release()
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,13 +56,16 @@ class AsyncRemoteStream:
     ) -> None:
         await self.close()
 
+    async def _release(self) -> None:
+        await release(self._response)
+
     def _read_once(self) -> None:
         if self._is_read:
             raise StreamConsumedError
         self._is_read = True
 
 
-class AsyncRemoteSpeech(AsyncRemoteStream):
+class AsyncSampleStream(AsyncRemoteStream):
     """Speech as samples: iterate over it, once, to get its chunks.
 
     Attributes:
@@ -69,20 +73,15 @@ class AsyncRemoteSpeech(AsyncRemoteStream):
         tags: The tags that mark files of this speech as synthetic.
     """
 
-    def __init__(self, session: AsyncSession, speech: SpeechResponse, voice: Voice | str) -> None:
-        from afterwords.client.audio import WavStream
-
-        super().__init__(session, speech)
+    def __init__(self, speech: SpeechResponse, voice: Voice | str) -> None:
+        super().__init__(speech)
         self.sample_rate = 0
         self.tags: dict[str, str] = {}
         self._speech = speech
         self._voice = voice
-        self._pieces = session.stream(self._response)
-        self._wav = WavStream()
-        self._first: Samples | None = None
 
     def __repr__(self) -> str:
-        return f"AsyncRemoteSpeech({self.sample_rate} Hz, backend={self.backend!r})"
+        return f"{type(self).__name__}({self.sample_rate} Hz, backend={self.backend!r})"
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         self._read_once()
@@ -114,10 +113,29 @@ class AsyncRemoteSpeech(AsyncRemoteStream):
                 await asyncio.to_thread(writer.write, chunk.samples)
         return Path(path)
 
-    async def _read_header(self) -> None:
-        """Read until the sample rate is known."""
+    def _chunks(self) -> AsyncIterator[Chunk]:
+        raise NotImplementedError
+
+    def _begin(self, sample_rate: int, tags: dict[str, str]) -> None:
         from afterwords.client.audio import ensure_mark
 
+        self.sample_rate = sample_rate
+        self.tags = ensure_mark(tags, self._speech, self._voice)
+
+
+class AsyncRemoteSpeech(AsyncSampleStream):
+    """The speech of a text."""
+
+    def __init__(self, session: AsyncSession, speech: SpeechResponse, voice: Voice | str) -> None:
+        from afterwords.client.audio import WavStream
+
+        super().__init__(speech, voice)
+        self._pieces = session.stream(self._response)
+        self._wav = WavStream()
+        self._first: Samples | None = None
+
+    async def _read_header(self) -> None:
+        """Read until the sample rate is known."""
         try:
             while not self._wav.sample_rate:
                 piece = await anext(self._pieces, None)
@@ -128,8 +146,7 @@ class AsyncRemoteSpeech(AsyncRemoteStream):
         except BaseException:
             await release(self._response)
             raise
-        self.sample_rate = self._wav.sample_rate
-        self.tags = ensure_mark(self._wav.tags, self._speech, self._voice)
+        self._begin(self._wav.sample_rate, self._wav.tags)
 
     async def _chunks(self) -> AsyncIterator[Chunk]:
         from afterwords.backends.base import Chunk
@@ -145,6 +162,72 @@ class AsyncRemoteSpeech(AsyncRemoteStream):
             await release(self._response)
 
 
+class AsyncLiveSpeech(AsyncSampleStream):
+    """The speech of a text that is still being written."""
+
+    def __init__(self, socket: AsyncSpeechSocket, voice: Voice | str) -> None:
+        super().__init__(SpeechResponse(b"", None, None), voice)
+        self._socket = socket
+        self._pcm = b""
+
+    async def _release(self) -> None:
+        await self._socket.close()
+
+    async def _start(self, text: AsyncIterable[str] | Iterable[str], config: dict[str, Any]) -> None:
+        """Send the text meanwhile, and read until its first audio.
+
+        Raises:
+            TextError: There was nothing to speak.
+        """
+        try:
+            await self._socket.send("session.config", **config)
+            self._socket.feed(text)
+            while self._pcm == b"":
+                if (pcm := await self._read_pcm()) is None:
+                    raise TextError(code="empty_text")
+                self._pcm = pcm
+        except BaseException:
+            await self._release()
+            raise
+
+    async def _chunks(self) -> AsyncIterator[Chunk]:
+        from afterwords.audio.wav import float_from_pcm16
+        from afterwords.backends.base import Chunk
+
+        try:
+            pcm: bytes | None = self._pcm
+            while pcm is not None:
+                rest = b"" if len(pcm) % 2 == 0 else pcm[-1:]
+                yield Chunk(float_from_pcm16(pcm[: len(pcm) - len(rest)]))
+                more = await self._read_pcm()
+                pcm = None if more is None else rest + more
+        finally:
+            await self._release()
+
+    async def _read_pcm(self) -> bytes | None:
+        """Return the next audio; None at the end of the speech."""
+        while True:
+            message = await self._socket.receive()
+            if isinstance(message, bytes):
+                return message
+            kind = message.get("type")
+            if kind == "error":
+                raise parse_socket_error(message, self._socket.request_id)
+            if kind == "session.done":
+                return None
+            if kind == "audio.start":
+                self._begin_unit(parse_unit(message))
+
+    def _begin_unit(self, unit: SpeechUnit) -> None:
+        if self.sample_rate and unit.sample_rate != self.sample_rate:
+            raise InvalidResponseError.for_reason("its sample rate changes within the speech")
+        self._speech = replace(self._speech, voice_id=unit.voice_id, backend=unit.backend)
+        self.voice_id, self.backend = unit.voice_id, unit.backend
+        self.left_out += unit.left_out
+        if not self.sample_rate:
+            self._begin(unit.sample_rate, {})
+
+
 class AsyncRemoteBytes(AsyncRemoteStream):
     """The bytes of an audio file: iterate over it, once, to get them as they arrive.
 
@@ -153,7 +236,8 @@ class AsyncRemoteBytes(AsyncRemoteStream):
     """
 
     def __init__(self, session: AsyncSession, speech: SpeechResponse) -> None:
-        super().__init__(session, speech)
+        super().__init__(speech)
+        self._session = session
         self.content_type: str = self._response.headers["content-type"]
 
     def __repr__(self) -> str:

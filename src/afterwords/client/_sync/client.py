@@ -8,6 +8,7 @@ with afterwords.Client("https://voices.example.com", api_key="aw_...") as client
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ import httpx
 from afterwords.client._sync.jobs import Jobs, RemoteJob
 from afterwords.client._sync.keys import Keys
 from afterwords.client._sync.session import Session
-from afterwords.client._sync.stream import RemoteBytes, RemoteSpeech
+from afterwords.client._sync.stream import LiveSpeech, RemoteBytes, RemoteSpeech
 from afterwords.client._sync.voices import Voices
 from afterwords.client.files import parse_option
 from afterwords.client.parsing import (
@@ -35,6 +36,7 @@ from afterwords.client.requests import (
     TIMEOUT_S,
     Request,
     Response,
+    drop_none,
     ensure_idempotency_key,
     estimate_request,
     long_poll_s,
@@ -161,6 +163,36 @@ class Client:
         fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
         speech = RemoteSpeech(self._session, self._open_stream(voice, fields), voice)
         speech._read_header()
+        return speech
+
+    def speak(
+        self,
+        text: Iterable[str],
+        *,
+        voice: Voice | str,
+        lang: str | None = None,
+        backend: str | None = None,
+        speed: float = 1.0,
+        seed: int | None = None,
+    ) -> LiveSpeech:
+        """Speak a text while it is being written, sentence by sentence, and return the audio: iterate over the result.
+
+        Returns with the first audio. Closing the result early cancels what was not spoken. `transport` is not used.
+
+        Args:
+            text: The pieces of the text, cut anywhere. A thread iterates over them.
+            voice: As for `say`; so are the other arguments and errors.
+
+        Raises:
+            TextError: There was nothing to speak.
+            UnsupportedByServerError: The hosted service needs the whole text.
+        """
+        self._session.check_supports("text that is still being written")
+        name = voice.voice_id if isinstance(voice, Voice) else voice
+        config = drop_none(voice=name, language=lang, model=backend, seed=seed)
+        config |= {"speed": speed, "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
+        speech = LiveSpeech(self._session.open_socket(), voice)
+        speech._start(text, config)
         return speech
 
     def stream_bytes(

@@ -32,6 +32,7 @@ from afterwords.client.requests import (
     should_retry,
     was_not_processed,
 )
+from afterwords.client.sockets import PATH, RefusedHandshake, SpeechSocket
 from afterwords.client.transport import (
     HEADERS,
     audio_location,
@@ -42,7 +43,13 @@ from afterwords.client.transport import (
     response_headers,
     translate_errors,
 )
-from afterwords.errors import AfterwordsError, InvalidResponseError, RemoteError, UnsupportedByServerError
+from afterwords.errors import (
+    AfterwordsError,
+    InvalidResponseError,
+    RemoteError,
+    UnreachableError,
+    UnsupportedByServerError,
+)
 from afterwords.network import explain_network_errors
 
 T = TypeVar("T")
@@ -143,6 +150,26 @@ class Session:
                 yield piece
         finally:
             release(response)
+
+    def open_socket(self) -> SpeechSocket:
+        """Open the WebSocket of live speech; a failure is retried, because nothing was sent.
+
+        Raises:
+            ServiceError, RemoteError and others: As for `request`.
+        """
+        for attempt in range(RETRIES + 1):
+            response = None
+            try:
+                return SpeechSocket.open(self.access, timeout_s=self._timeout_s)
+            except RefusedHandshake as refused:
+                response = refused.response
+                error = parse_error(response, Request("GET", PATH))
+            except UnreachableError as failed:
+                error = failed
+            if attempt == RETRIES or not should_retry(response, error):
+                raise error
+            self.sleep(backoff_s(attempt, error))
+        raise AssertionError("the last attempt returns or raises")
 
     def is_afterwords_server(self) -> bool:
         """Return whether this is an afterwords server; the hosted service does not state a version."""

@@ -63,7 +63,10 @@ async def speak_live(socket: Socket) -> None:
         if isinstance(error, ClientDisconnect):
             raise
         partial = {"partial_audio": True, "action": "discard"} if session.is_within_unit else {}
-        await socket.send_message({"type": "error", "message": error.message, "code": error.code, **partial})
+        details = {"message": error.message, "code": error.code, "status": error.http_status}
+        if error.retry_after_s is not None:
+            details["retry_after_s"] = error.retry_after_s
+        await socket.send_message({"type": "error", **details, **partial})
         await socket.end(INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION, error.message)
 
 
@@ -167,8 +170,9 @@ class _Session:
     ) -> None:
         encoding = Encoding(config.response_format)
         begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
+        source = {"voice_id": voice.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
         rate = {"sample_rate": encoding.rate_for(unit.sample_rate)} if config.stream_audio else {}
-        await self._socket.send_message({**begin, **rate})
+        await self._socket.send_message({**begin, **source, **rate})
         tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
         n_bytes, whole = 0, bytearray()
         self.is_within_unit = config.stream_audio
