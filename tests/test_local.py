@@ -509,3 +509,52 @@ def test_unrecognized_speech_has_no_timestamps(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ToneEngine, "has_timing", False)  # so that Whisper listens to the tone
     with pytest.raises(UnavailableError, check=has_code("timestamps_unavailable")):
         aw.say("Hello.", timestamps=True)
+
+
+# -- takes ----------------------------------------------------------------------------------------------------
+
+
+def test_take_speaks_for_its_emotion(tmp_path: Path) -> None:
+    me = clone()
+    audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
+    happy = aw.clone(audio.save(tmp_path / "happy.wav"), name="me", emotion="Happy", consent="self")
+    assert (happy.name, happy.family, happy.emotion) == ("me-happy", "me", "happy")
+    assert aw.stream("Hi.", voice="me", emotion="happy").voice.voice_id == happy.voice_id
+    assert aw.stream("Hi.", voice="me").voice.voice_id == me.voice_id
+    aw.rename("me", "my voice")  # the family remains
+    assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
+    bundle = aw.export_voice(happy, tmp_path / "happy.zip")
+    aw.remove(happy)
+    assert aw.import_voice(bundle).emotion == "happy"
+    assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
+
+
+def test_unknown_take_lists_the_others() -> None:
+    clone()
+    with pytest.raises(VoiceNotFoundError, match="no takes yet"):
+        aw.say("Hi.", voice="me", emotion="sad")
+    clone(emotion="happy")
+    with pytest.raises(VoiceNotFoundError, match=r"no take for the emotion sad\. Its takes: happy") as caught:
+        aw.say("Hi.", voice="me", emotion="sad")
+    assert "--name me --emotion sad" in caught.value.hint
+
+
+@pytest.mark.parametrize("emotion", ["", "two words", "pause", "voice", "x" * 31, "glück", "[happy]"])
+def test_invalid_emotion_is_refused(emotion: str) -> None:
+    clone()
+    with pytest.raises(InvalidOptionError, match="emotion"):
+        clone(emotion=emotion)
+    assert [voice.name for voice in aw.voices()] == ["me"]
+
+
+def test_take_needs_its_voice() -> None:
+    with pytest.raises(VoiceNotFoundError):
+        clone(emotion="happy")
+
+
+def test_take_of_an_emotion_is_unique() -> None:
+    clone()
+    clone(emotion="happy")
+    with pytest.raises(VoiceExistsError):
+        clone(emotion="happy")
+    assert clone(emotion="happy", replace=True).emotion == "happy"

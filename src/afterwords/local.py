@@ -39,6 +39,7 @@ from afterwords.errors import (
 from afterwords.library.bundle import Bundle, pack, read_bundle, unpack
 from afterwords.library.library import Library
 from afterwords.library.prompts import find_equal_prompt, find_prompt, prompt_key, save_bundled_prompts, usable_prompts
+from afterwords.library.takes import check_emotion, find_take
 from afterwords.models import (
     Consent,
     ConsentKind,
@@ -243,6 +244,7 @@ def clone(
     text: str | None = None,
     lang: str = "en",
     backend: str = "auto",
+    emotion: str | None = None,
     fast: bool = False,
     replace: bool = False,
     anyway: bool = False,
@@ -259,6 +261,7 @@ def clone(
             transcribed; engines that need a transcript otherwise use the sound alone.
         lang: Language of the recording.
         backend: Backend to prepare the voice for; "auto" takes the best one on this machine.
+        emotion: Add a take to the voice of that name: a voice of the same family, called for example me-happy.
         fast: Prepare the voice in less time; it resembles the speaker less.
         replace: Replace the voice of that name.
         anyway: Clone a recording of grade F, too.
@@ -271,6 +274,7 @@ def clone(
         RecordingError: The recording has grade F and `anyway` is not set.
         ConsentRequiredError: `consent` is missing.
         VoiceExistsError: The name is taken and `replace` is not set.
+        VoiceNotFoundError: There is no voice of that name to add a take to.
         RecordingError: The recording can't be used.
         UnavailableError: No engine can run on this machine.
     """
@@ -281,6 +285,7 @@ def clone(
         text=text,
         lang=lang,
         backend=backend,
+        emotion=emotion,
         fast=fast,
         replace=replace,
         progress=progress,
@@ -293,14 +298,17 @@ def clone(
     return cloned.voice
 
 
-def check_clone(name: str, *, lang: str = "en", backend: str = "auto", replace: bool = False) -> Backend:
+def check_clone(
+    name: str, *, lang: str = "en", backend: str = "auto", emotion: str | None = None, replace: bool = False
+) -> Backend:
     """Check the options of `clone` before there is a recording; return the backend to prepare for.
 
     Raises:
         InvalidInputError, VoiceExistsError: The name is invalid or taken.
+        VoiceNotFoundError: There is no voice to add a take to.
         UnsupportedLangError, InvalidInputError, BackendUnavailableError: No backend here speaks the language.
     """
-    name = check_name(name)
+    name = check_name(name if emotion is None else f"{library().get(name).name}-{check_emotion(emotion)}")
     if not replace and any(voice.name == name for voice in voices()):
         raise VoiceExistsError.for_name(name)
     return registry.choose(backend, lang=normalize_lang(lang))
@@ -314,6 +322,7 @@ def make_voice(
     text: str | None = None,
     lang: str = "en",
     backend: str = "auto",
+    emotion: str | None = None,
     fast: bool = False,
     replace: bool = False,
     progress: Progress = ignore_progress,
@@ -330,7 +339,8 @@ def make_voice(
     stated = _state_consent(consent)
     text = check_text(text, max_chars=MAX_LOCAL_CHARS) if text is not None else None
     voices = library()
-    chosen = check_clone(name, lang=lang, backend=backend, replace=replace)
+    chosen = check_clone(name, lang=lang, backend=backend, emotion=emotion, replace=replace)
+    speaker = voices.get(name) if emotion is not None else None
     progress(0.0, "reading")
     original, label = _read_source(source)
     audio = decode(original, name=label)
@@ -350,6 +360,10 @@ def make_voice(
             consent=stated,
         )
     fields: dict[str, Any] = {"name": name, "lang": lang, "backend": chosen.name, "ref_text": prepared.text}
+    if speaker is not None and emotion is not None:
+        emotion = check_emotion(emotion)
+        fields["name"], fields["metadata"] = f"{speaker.name}-{emotion}", {"emotion": emotion}
+        fields["family"] = speaker.family or speaker.name
     voice = Voice(**fields, reference=info, consent=stated, provenance=provenance)
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=fast)
@@ -360,6 +374,8 @@ def make_voice(
     if isinstance(notice := engine.describe(prompt).get("notice"), str):
         notices.append(notice)
     suffix = Path(label).suffix
+    if speaker is not None and speaker.family is None:
+        voices.set_family(speaker.voice_id, speaker.name)
     voice = voices.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
     voices.save_prompt(voice, key, prompt)
     return CloneResult(voice, prepared, chosen.name, (*doubts, *notices), tuple(doubts))
@@ -475,6 +491,7 @@ def say(
     text: str | Iterable[str],
     *,
     voice: Voice | str | None = None,
+    emotion: str | None = None,
     lang: str | None = None,
     backend: str | None = None,
     speed: float = 1.0,
@@ -488,6 +505,7 @@ def say(
         text: Up to 100,000 characters; long texts are spoken sentence by sentence. Or an iterable of pieces of a text
             that is still being written, such as the tokens of a language model, without a limit.
         voice: A Voice, its name or its id; None takes the default, or the only one.
+        emotion: Speak with the voice's take for this emotion, see `clone`.
         lang: Language of the text; None takes the voice's.
         backend: Backend to use; None takes the voice's, or the best one here if that can't run.
         speed: Speaking rate, 0.25 to 4, 1 = the voice's own; the pitch is kept.
@@ -506,6 +524,7 @@ def say(
     return stream(
         text,
         voice=voice,
+        emotion=emotion,
         lang=lang,
         backend=backend,
         speed=speed,
@@ -519,6 +538,7 @@ def stream(
     text: str | Iterable[str],
     *,
     voice: Voice | str | None = None,
+    emotion: str | None = None,
     lang: str | None = None,
     backend: str | None = None,
     speed: float = 1.0,
@@ -538,7 +558,7 @@ def stream(
         raise InvalidOptionError.for_option("timestamps", value=True, allowed="False for a text that is being written")
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
-    speaker = _find_voice(voices, voice)
+    speaker = _find_voice(voices, voice, emotion)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
@@ -589,6 +609,7 @@ def estimate(
     text: str,
     *,
     voice: Voice | str | None = None,
+    emotion: str | None = None,
     lang: str | None = None,
     backend: str | None = None,
     speed: float = 1.0,
@@ -600,7 +621,7 @@ def estimate(
     """
     text = check_text(text, max_chars=MAX_LOCAL_CHARS)
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
-    speaker = _find_voice(library(), voice)
+    speaker = _find_voice(library(), voice, emotion)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, _ = _choose_backend(speaker, options.backend, lang)
     unspoken(registry.engine_for(chosen), text)  # raises if that is the whole text
@@ -615,14 +636,16 @@ def estimate(
     )
 
 
-def _find_voice(voices: Library, voice: Voice | str | None) -> Voice:
-    """Return the voice as the library stores it now."""
+def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None = None) -> Voice:
+    """Return the voice as the library stores it now, or its take for an emotion."""
     if not isinstance(voice, Voice):
-        return voices.choose(voice)
-    try:
-        return voices.get(voice.voice_id)
-    except VoiceNotFoundError:
-        raise VoiceNotFoundError.for_name(voice.name) from None
+        found = voices.choose(voice)
+    else:
+        try:
+            found = voices.get(voice.voice_id)
+        except VoiceNotFoundError:
+            raise VoiceNotFoundError.for_name(voice.name) from None
+    return found if emotion is None else find_take(voices.list(), found, emotion)
 
 
 def _choose_backend(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:
@@ -660,14 +683,18 @@ def has_prompt(voice: Voice, backend: str) -> bool:
 
 
 def must_prepare(
-    *, voice: Voice | str | None = None, lang: str | None = None, backend: str | None = None
+    *,
+    voice: Voice | str | None = None,
+    emotion: str | None = None,
+    lang: str | None = None,
+    backend: str | None = None,
 ) -> str | None:
     """Return the backend that has to prepare a voice before it speaks, or None if the voice is prepared.
 
     Args and errors are those of `say`.
     """
     voices = library()
-    speaker = _find_voice(voices, voice)
+    speaker = _find_voice(voices, voice, emotion)
     chosen, _ = _choose_backend(speaker, backend, normalize_lang(lang or speaker.lang))
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)

@@ -166,6 +166,12 @@ class Voice(Model):
         """SHA-256 of the prepared reference, if known; equal hashes mean the same voice."""
         return self.reference.sha256 if self.reference else None
 
+    @property
+    def emotion(self) -> str | None:
+        """Emotion of the recording, `metadata["emotion"]`: this voice is a take of the speaker who is its family."""
+        emotion = self.metadata.get("emotion")
+        return emotion if isinstance(emotion, str) and self.family else None
+
 
 class Alias(Model):
     """A further name of a voice, for programs that send names of their own."""

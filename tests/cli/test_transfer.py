@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import afterwords as aw
+from afterwords.audio.audio import decode
 from afterwords.models import Voice
 from tests.cli.program import run
+from tests.conftest import READER
 from tests.e2e.served import RECORDING, Served
 
 HOSTILE = "me\x1b[2J"
@@ -61,6 +64,18 @@ def test_sync_lists_every_voice(client: aw.Client) -> None:
         "theirs": "pulled",
     }
     assert run("sync").out.count("the same") == 2
+
+
+@pytest.mark.usefixtures("me", "account")
+def test_take_speaks_on_a_server(tmp_path: Path) -> None:
+    audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
+    aw.clone(audio.save(tmp_path / "happy.wav"), name="me", emotion="happy", consent="self")
+    run("sync")
+    hello = ("say", "Hello.", "--voice", "me", "--emotion", "happy", "--remote", "-o", str(tmp_path / "hello.wav"))
+    done = run(*hello, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["voice"] == "me-happy"
+    assert run(*hello, "--dry-run").code == 2
 
 
 @pytest.mark.usefixtures("account")

@@ -12,6 +12,7 @@ from afterwords.errors import pip_install
 from afterwords.local import library
 from afterwords.models import Voice
 from tests.cli.program import list_files, run
+from tests.conftest import READER
 
 
 def test_empty_library_names_clone(home: Path) -> None:
@@ -141,3 +142,14 @@ def test_json_prints_the_changed_voice(me: Voice) -> None:
     assert json.loads(run("voices", "default", "myself", "--json").out)["name"] == "myself"
     assert json.loads(run("voices", "rm", "myself", "--yes", "--json").out) == {"removed": "myself"}
     assert library().list() == []
+
+
+def test_take_is_cloned_shown_and_spoken(me: Voice, tmp_path: Path) -> None:
+    done = run("clone", str(READER), "--name", "me", "--emotion", "happy", "--consent", "self")
+    assert done.out == "me-happy\n"
+    assert "--voice me --emotion happy" in done.err
+    assert "happy (B)" in run("voices", "show", "me").out
+    spoken = run("say", "Hello.", "--voice", "me", "--emotion", "happy", "-o", str(tmp_path / "hello.wav"), "--json")
+    assert json.loads(spoken.out)["voice"] == "me-happy"
+    refused = run("say", "Hello.", "--voice", "me", "--emotion", "sad", "-o", str(tmp_path / "no.wav"))
+    assert (refused.code, "Its takes: happy" in refused.err) == (4, True)

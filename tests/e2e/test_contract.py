@@ -310,7 +310,9 @@ class TestVoices:
             assert user.get("/v1/voices").json() == []
             made = register(user, name="only")
             listed = user.get("/v1/voices").json()
-        assert [set(voice) for voice in listed] == [{"voice_id", "name", "backend", "lang", "status", "created_at"}]
+        assert [set(voice) for voice in listed] == [
+            {"voice_id", "name", "backend", "lang", "family", "status", "created_at"}
+        ]
         assert listed[0]["voice_id"] == made
 
     def test_voice_list_is_paginated(self, served: Served) -> None:

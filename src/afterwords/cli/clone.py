@@ -44,6 +44,10 @@ def clone(
         str | None,
         typer.Option("--consent", help="Whose voice it is: self, granted, public-domain or synthetic. (default: ask)"),
     ] = None,
+    emotion: Annotated[
+        str | None,
+        typer.Option("--emotion", help="Add a take with this emotion, such as happy, to the voice of that name."),
+    ] = None,
     fast: Fast = False,
     replace: Replace = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Clone even a recording of grade F.")] = False,
@@ -57,7 +61,7 @@ def clone(
 
     if text_file is not None:
         text = read_text(text_file)
-    chosen = check_clone(name, lang=lang, backend=backend, replace=replace)
+    chosen = check_clone(name, lang=lang, backend=backend, emotion=emotion, replace=replace)
     if consent is None and output.is_terminal():
         consent = output.ask("Whose voice is this?", choices=CONSENT)
     with ExitStack() as stack:
@@ -75,13 +79,14 @@ def clone(
             text=text,
             lang=lang,
             backend=backend,
+            emotion=emotion,
             fast=fast,
             replace=replace,
             progress=bar,
             confirm=questions.correct_transcript if output.is_terminal() else None,
             accept=questions.accept_grade,
         )
-    _print_result(cloned, as_json=as_json)
+    _print_result(cloned, name if emotion is not None else None, as_json=as_json)
 
 
 def _check_arguments(recording: str | None, name: str, *, record: bool, has_two_texts: bool) -> None:
@@ -135,7 +140,7 @@ class _Questions:
             return output.edit_line("Correct it if needed, then press Enter:", transcript.text)
 
 
-def _print_result(cloned: CloneResult, *, as_json: bool) -> None:
+def _print_result(cloned: CloneResult, speaker: str | None, *, as_json: bool) -> None:
     from afterwords.local import likeness
 
     voice, report, window = cloned.voice, cloned.prepared.report, cloned.prepared.window
@@ -159,4 +164,5 @@ def _print_result(cloned: CloneResult, *, as_json: bool) -> None:
             output.note(f"  {finding.grade}  {output.shown(finding.reason)} {output.shown(finding.advice)}")
     for notice in cloned.notices:
         output.note(f"  [yellow]{output.shown(notice)}[/yellow]")
-    output.note(f'Next: afterwords say "Hello, this is my voice." --voice {output.quoted(voice.name)}')
+    speaker = f"{output.quoted(speaker)} --emotion {voice.emotion}" if speaker else output.quoted(voice.name)
+    output.note(f'Next: afterwords say "Hello, this is my voice." --voice {speaker}')

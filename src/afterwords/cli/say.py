@@ -55,6 +55,9 @@ Backend = Annotated[
     str | None,
     typer.Option("--backend", help="Backend to speak with; see `afterwords backends`. (default: the voice's)"),
 ]
+Emotion = Annotated[
+    str | None, typer.Option("--emotion", help="Speak with the voice's take for this emotion; see clone --emotion.")
+]
 Play = Annotated[
     bool | None, typer.Option("--play/--no-play", help="Play the speech. (default: play, unless --out is given)")
 ]
@@ -85,6 +88,7 @@ class SayRequest:
 
     text: str | Iterator[str] = field(repr=False)
     voice: str | None
+    emotion: str | None
     options: SpeechOptions
     destination: AudioOutput | None
     is_played: bool
@@ -95,6 +99,7 @@ def say(
     text: Text = None,
     file: TextFile = None,
     voice: VoiceOption = None,
+    emotion: Emotion = None,
     out: Out = None,
     format: Format = None,
     speed: Speed = 1.0,
@@ -143,6 +148,7 @@ def say(
     request = SayRequest(
         read_pieces(cast("BufferedReader", sys.stdin.buffer)) if live else str(text),
         voice,
+        emotion,
         SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed),
         parse_output(out, format) if out is not None else None,
         is_played,
@@ -199,7 +205,7 @@ def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_j
 
         check_text(request.text)
         with output.waiting("asking the server"), connect(profile) as client:
-            voice = _choose_voice(client, request.voice, profile)
+            voice = _choose_voice(client, request, profile)
             found = client.estimate(request.text, voice=voice, **options)
         charged = "0, the audio is cached" if found.is_cached else f"{found.charged_characters:,}"
         left = "unlimited" if found.remaining_characters is None else f"{found.remaining_characters:,} in this period"
@@ -208,8 +214,10 @@ def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_j
         from afterwords import local
 
         voice = local.library().choose(request.voice)
-        found = local.estimate(request.text, voice=voice, **options)
-        is_prepared = local.must_prepare(voice=voice, lang=found.lang, backend=found.backend) is None
+        found = local.estimate(request.text, voice=voice, emotion=request.emotion, **options)
+        is_prepared = (
+            local.must_prepare(voice=voice, emotion=request.emotion, lang=found.lang, backend=found.backend) is None
+        )
         shown = {"prepared": "yes" if is_prepared else "no, which takes more time, once"}
         more = {"is_prepared": is_prepared}
     name = voice if isinstance(voice, str) else voice.name
@@ -238,13 +246,18 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
 
     if isinstance(request.text, str):
         check_text(request.text, max_chars=MAX_LOCAL_CHARS)
-    voice, options = request.voice, request.options
-    if preparing := local.must_prepare(voice=voice, lang=options.lang, backend=options.backend):
+    voice, emotion, options = request.voice, request.emotion, request.options
+    if preparing := local.must_prepare(voice=voice, emotion=emotion, lang=options.lang, backend=options.backend):
         about = ", about 40 s on two cores" if preparing == "lite" else ""
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack:
         speech = local.stream(
-            request.text, voice=voice, **options.model_dump(), timestamps=bool(request.timing), progress=progress
+            request.text,
+            voice=voice,
+            emotion=emotion,
+            **options.model_dump(),
+            timestamps=bool(request.timing),
+            progress=progress,
         )
         samples = _SampleStream(speech, request.destination, stack)
         if request.is_played:
@@ -295,7 +308,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     check_text(request.text)
     options = {**request.options.model_dump(), "timestamps": bool(request.timing)}
     with connect(profile) as client:
-        voice = _choose_voice(client, request.voice, profile)
+        voice = _choose_voice(client, request, profile)
         done: RemoteSpeech | RemoteJob
         duration_s: float | None
         if request.is_played:
@@ -328,11 +341,21 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
 
 
-def _choose_voice(client: Client, name: str | None, profile: str | None) -> Voice | str:
-    """Return the voice with this name, or the only one of the server."""
-    if name is not None:
-        return name
+def _choose_voice(client: Client, request: SayRequest, profile: str | None) -> Voice | str:
+    """Return the voice with the name, or the only one of the server; or its take for the emotion."""
+    if request.emotion is None and request.voice is not None:
+        return request.voice
     voices = list(client.voices.list())
+    if request.emotion is not None:
+        from afterwords.library.takes import find_take
+
+        speaker = client.voices.get(request.voice or _only(voices, client, profile))
+        family = [client.voices.get(voice) for voice in voices if voice.family and voice.family == speaker.family]
+        return find_take(family, speaker, request.emotion)
+    return _only(voices, client, profile)
+
+
+def _only(voices: list[Voice], client: Client, profile: str | None) -> Voice:
     if not voices:
         push = command("push", "NAME", profile=profile)
         raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")

@@ -77,6 +77,10 @@ class VoiceStore(Protocol):
         """
 
 
+def _grade(voice: Voice) -> str:
+    return (voice.reference and voice.reference.grade) or "-"
+
+
 @contextmanager
 def open_store(remote: bool, profile: str | None) -> Iterator[VoiceStore]:
     """Yield the server's voices if a server was asked for, and the library's otherwise."""
@@ -107,7 +111,7 @@ class LocalVoices:
                 f"{voice.name}{' *' if voice.voice_id == default_id else ''}",
                 voice.lang,
                 voice.backend,
-                (voice.reference and voice.reference.grade) or "-",
+                _grade(voice),
                 f"{voice.reference.duration_s:.1f} s" if voice.reference else "-",
                 voice.consent.kind.value if voice.consent else "not stated",
                 f"{voice.created_at:%Y-%m-%d}",
@@ -121,6 +125,7 @@ class LocalVoices:
 
     def show(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything known about a voice for JSON, and a summary without the hashes."""
+        from afterwords.library.takes import takes
         from afterwords.local import likeness
         from afterwords.provenance import verify_seal
 
@@ -128,12 +133,14 @@ class LocalVoices:
         self._library.reference(voice)  # raises if the recording was changed
         original = self._library.original_path(voice)
         is_sealed, similarity = verify_seal(voice), likeness(voice)
+        palette = takes(self._library.list(), voice)
         reference, consent = voice.reference, voice.consent
         facts = {
             **voice.model_dump(mode="json"),
             "original": str(original) if original else None,
             "is_sealed": is_sealed,
             "likeness": similarity,
+            "takes": {emotion: take.name for emotion, take in palette.items()},
         }
         summary: dict[str, Any] = {
             "name": voice.name,
@@ -147,6 +154,7 @@ class LocalVoices:
             "seal": "intact" if is_sealed else "missing, or the voice was changed since",
             "made": f"{voice.created_at:%Y-%m-%d %H:%M} UTC",
             "family": voice.family,
+            "takes": ", ".join(f"{emotion} ({_grade(take)})" for emotion, take in sorted(palette.items())) or None,
             "id": voice.voice_id,
         }
         if "similarity" in similarity:

@@ -229,6 +229,17 @@ class Library:
             self._folders().by_id[voice.voice_id].write_voice(voice)
         return voice
 
+    def set_family(self, name: str, family: str) -> Voice:
+        """Set the family of a voice.
+
+        Raises:
+            VoiceNotFoundError: No voice has this name or ID.
+        """
+        with self._locked():
+            voice = self._get(name).model_copy(update={"family": family})
+            self._folders().by_id[voice.voice_id].write_voice(voice)
+        return voice
+
     def remove(self, name: str) -> None:
         """Remove a voice with its recordings and prompts; a damaged one by its ID, the name of its folder.
 

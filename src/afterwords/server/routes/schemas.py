@@ -100,6 +100,7 @@ class VoiceListed(VoiceCreated):
     """A voice in a list."""
 
     lang: str = Field(description="Language of the reference, two letters.")
+    family: str | None = Field(description="Groups voices of one speaker.")
     status: VoiceStatus = Field(
         description="`preparing` until the voice has been prepared for its backend; it can speak at once."
     )
@@ -109,7 +110,6 @@ class VoiceShown(VoiceListed):
     """A voice with all its fields."""
 
     ref_text: str | None = Field(description="Transcript of the reference, if known.")
-    family: str | None = Field(description="Groups voices of one speaker.")
     ref_audio_key: str = Field(description="Key of the reference in the storage.")
     metadata: dict[str, Any] = Field(description="Free fields of the client.")
     ref_sha256: str = Field(description="SHA-256 of the reference, a canonical WAV file.")
