@@ -340,6 +340,36 @@ def test_live_text_is_spoken_before_it_ends() -> None:
     assert speech.result.duration_s == pytest.approx(len(samples) / SAMPLE_RATE)
 
 
+def test_markup_is_spoken_and_times_match_the_text() -> None:
+    clone()
+    text = "\ufeffGood day.\r\n[pause 1s] And <good> night."
+    plain_s = sum(aw.say(part).duration_s for part in ("Good day.\n", " And <good> night."))
+    audio = aw.say(text, timestamps=True)
+    assert audio.duration_s == pytest.approx(plain_s + 1 + FADE_S, abs=1e-3)
+    assert audio.alignment is not None
+    assert "".join(audio.alignment.characters) == text
+    day, night = (next(w for w in audio.alignment.words if w.text == word) for word in ("day", "night"))
+    assert text[night.start :] == "night."
+    assert night.start_s - day.end_s > 1
+    slow = aw.say("<speak><prosody rate='50%'>Good day.</prosody></speak>", speed=2)
+    assert slow.duration_s == pytest.approx(aw.say("Good day.").duration_s, abs=1e-3)
+
+
+def test_markup_of_live_text_is_spoken() -> None:
+    clone()
+    spoken = aw.say(["Good morning to you. [pau", "se 2s] It ", "is late.\n\n[pause 1s]"])
+    assert np.diff(np.flatnonzero(spoken.samples)).max() > 2 * SAMPLE_RATE
+    assert not spoken.samples[-SAMPLE_RATE // 2 :].any()
+
+
+def test_unread_markup_warns() -> None:
+    clone()
+    with pytest.warns(TextWarning, match="spoken as text: a pause needs a duration"):
+        speech = aw.stream("Good day. [pause] And good night.")
+    assert len(speech.notices) == 1
+    assert speech.audio().duration_s == aw.say("Good day. (pause) And good night.").duration_s
+
+
 def test_live_text_without_words_is_refused() -> None:
     clone()
     with pytest.raises(TextError, check=has_code("empty_text")):

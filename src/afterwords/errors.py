@@ -289,7 +289,7 @@ class TextError(InvalidInputError, code="invalid_text"):
 
 
 class TextWarning(UserWarning):
-    """A text is spoken without some of its words. The message never repeats the text."""
+    """A text is spoken without some of its words, or with its markup. The message never repeats the text."""
 
 
 class UnknownSettingWarning(UserWarning):

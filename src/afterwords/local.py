@@ -40,6 +40,7 @@ from afterwords.library.bundle import Bundle, pack, read_bundle, unpack
 from afterwords.library.library import Library
 from afterwords.library.prompts import find_equal_prompt, find_prompt, prompt_key, save_bundled_prompts, usable_prompts
 from afterwords.library.takes import check_emotion, find_take
+from afterwords.markup import parse
 from afterwords.models import (
     Consent,
     ConsentKind,
@@ -55,7 +56,7 @@ from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Aligner, Speech, speak, speak_live
-from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, expected_speech_s, normalize_lang
+from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalize_lang
 
 if TYPE_CHECKING:
     from afterwords.backends.registry import Backend
@@ -549,7 +550,8 @@ def stream(
     """Speak a text like `say`, but while it is read: iterate over the result for its chunks.
 
     Options are checked before the first chunk, and so is a text that is whole. Of an iterable, sentences are spoken
-    while later ones are written. Warns with TextWarning if the backend leaves out words of the text.
+    while later ones are written. Warns with TextWarning if the backend leaves out words of the text,
+    or its markup is spoken as text.
     """
     given = text if isinstance(text, str) else ""
     if isinstance(text, str):
@@ -562,8 +564,11 @@ def stream(
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
-    if words := unspoken(engine, text) if isinstance(text, str) else []:
+    script = parse(text) if isinstance(text, str) else None
+    if words := unspoken(engine, script.text) if script else []:
         _warn_left_out(chosen.name)
+    for notice in script.notices if script else ():
+        warnings.warn(notice, TextWarning, stacklevel=2)
     make_task = partial(
         SpeechTask,
         lang=lang,
@@ -583,6 +588,7 @@ def stream(
     return make_speech(
         speak(engine, task, options.speed, progress),
         left_out=tuple(words),
+        notices=script.notices if script else (),
         _aligner=Aligner(engine, task, given) if timestamps else None,
         _progress=progress,
     )
@@ -591,14 +597,16 @@ def stream(
 def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask], speech: Speech) -> SpeechTask | None:
     """Return the task of a part of a live text, or None if the backend can't speak any of its words."""
     unit = check_text(unit)
+    script = parse(unit)
     try:
-        words = unspoken(engine, unit)
+        words = unspoken(engine, script.text)
     except TextError:
-        words = unit.split()
+        words = script.text.split()
     if words and not speech.left_out:
         _warn_left_out(speech.backend)
     speech.left_out += tuple(words)
-    return None if words == unit.split() else make_task(text=unit)
+    speech.notices += script.notices
+    return None if words and words == script.text.split() else make_task(text=unit)
 
 
 def _warn_left_out(backend: str) -> None:
@@ -624,14 +632,15 @@ def estimate(
     speaker = _find_voice(library(), voice, emotion)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, _ = _choose_backend(speaker, options.backend, lang)
-    unspoken(registry.engine_for(chosen), text)  # raises if that is the whole text
+    script = parse(text)
+    unspoken(registry.engine_for(chosen), script.text)  # raises if that is the whole text
     return Estimate(
         characters=len(text),
         charged_characters=0,
         is_cached=False,
         backend=chosen.name,
         lang=lang,
-        duration_s=round(expected_speech_s(text, speed=options.speed), 2),
+        duration_s=round(script.expected_s(speed=options.speed), 2),
         is_within_limit=True,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +17,20 @@ from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError, TextError
-from afterwords.models import Alignment, FormatName, SpeechFormat, SpeechResult, SpeechTask, Voice, WordTiming
+from afterwords.markup import parse
+from afterwords.models import (
+    SPEED_MAX,
+    SPEED_MIN,
+    Alignment,
+    FormatName,
+    SpeechFormat,
+    SpeechResult,
+    SpeechTask,
+    Voice,
+    WordTiming,
+)
 from afterwords.reference.transcription import align, check_aligner
-from afterwords.text import expected_speech_s, pause_after_s, split_live
+from afterwords.text import pause_after_s, split_live
 
 
 class Aligner:
@@ -62,7 +74,12 @@ class Aligner:
         import numpy as np
 
         audio = Audio(np.concatenate([np.zeros(0, np.float32), *self._samples]), self._sample_rate)
-        return align(audio, self._text, lang=self._task.lang, progress=progress)
+        script = parse(self._task.text)
+        if script.text == self._task.text:
+            return align(audio, self._text, lang=self._task.lang, progress=progress)
+        found = align(audio, script.text, lang=self._task.lang, progress=progress)
+        words = in_given_text(script.words_in_source(found.words), self._task.text, self._text)
+        return Alignment.from_words(self._text, words, audio.duration_s, confidence=found.confidence)
 
 
 def in_given_text(words: list[WordTiming], validated: str, given: str) -> list[WordTiming]:
@@ -89,6 +106,7 @@ class Speech:
         tags: Tags that mark files of this speech as synthetic.
         result: Duration and timing, once everything was read.
         left_out: Words of the text that the backend can't speak.
+        notices: Sentences about markup of the text that is spoken as text or ignored.
         alignment: When each character is spoken, once everything was read, if timestamps were requested.
     """
 
@@ -100,6 +118,7 @@ class Speech:
     _chunks: Generator[Chunk, None, None] = field(repr=False)
     result: SpeechResult | None = None
     left_out: tuple[str, ...] = field(default=(), repr=False)
+    notices: tuple[str, ...] = ()
     alignment: Alignment | None = field(default=None, init=False, repr=False)
     _aligner: Aligner | None = field(default=None, repr=False)
     _progress: Progress = field(default=ignore_progress, repr=False)
@@ -163,14 +182,47 @@ class Speech:
 
 
 def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
-    """Generate the chunks of a task at a speed; an unexpected error of an engine becomes a SynthesisError."""
-    expected_s = expected_speech_s(task.text)
-    spoken_s = 0.0
+    """Generate the chunks of a task, whose text may have markup, at a speed.
+
+    Words of the chunks have their positions in the text with markup. An unexpected error of an engine becomes a
+    SynthesisError.
+
+    Raises:
+        TextError: As for `parse`.
+    """
+    import numpy as np
+
+    script = parse(task.text)
+    expected_s = script.expected_s(speed=speed)
+    n_samples = 0
+    last = 0.0
+    for segment in script.segments:
+        if n_samples:
+            fade = fade_from(last, engine.sample_rate)
+            n_samples += len(fade)
+            yield Chunk(fade)
+        if segment.pause_s:
+            n_samples += (n_silent := round(segment.pause_s / speed * engine.sample_rate))
+            yield Chunk(np.zeros(n_silent, np.float32))
+        if not segment.text:
+            continue
+        part = task.model_copy(update={"text": segment.text})
+        rate = min(SPEED_MAX, max(SPEED_MIN, speed * segment.rate))
+        with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate)) as chunks:
+            for chunk in chunks:
+                n_samples += len(chunk.samples)
+                last = float(chunk.samples[-1]) if len(chunk.samples) else last
+                progress(min(0.99, n_samples / engine.sample_rate / expected_s), "speaking")
+                yield Chunk(chunk.samples, tuple(script.words_in_source(chunk.words, segment)))
+    progress(1.0, "done")
+
+
+def _speak_segment(engine: Engine, task: SpeechTask, speed: float, start_s: float) -> Generator[Chunk, None, None]:
+    """Generate the chunks of a text without markup that begins at a time."""
     chunks = engine.synthesize(task)
     words: list[WordTiming] = []  # of the chunks that were read, with times at the engine's speed
 
     def samples_of_chunks() -> Iterator[Samples]:
-        nonlocal spoken_s
         while True:
             try:
                 chunk = next(chunks, None)
@@ -180,19 +232,16 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
                 raise SynthesisError.for_backend(task.backend, why=f"it raised {type(error).__name__}") from error
             if chunk is None:
                 return
-            spoken_s += len(chunk.samples) / engine.sample_rate
-            progress(min(0.99, spoken_s / expected_s), "speaking")
             words.extend(chunk.words)
             yield chunk.samples
 
     try:
         for samples in change_speed(samples_of_chunks(), engine.sample_rate, speed):
-            times = [{"start_s": word.start_s / speed, "end_s": word.end_s / speed} for word in words]
+            times = [{"start_s": start_s + w.start_s / speed, "end_s": start_s + w.end_s / speed} for w in words]
             yield Chunk(samples, tuple(word.model_copy(update=at) for word, at in zip(words, times, strict=True)))
             words.clear()
     finally:
         chunks.close()
-    progress(1.0, "done")
 
 
 def speak_live(

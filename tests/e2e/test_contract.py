@@ -493,13 +493,15 @@ class TestSynthesize:
             answer = client.post(f"/v1/{route}", json={"voice_id": voice_id, "text": "hi", **fields})
             assert (answer.status_code, error_code(answer)) == (422, code)
 
-    def test_every_response_lists_skipped_words(self, client: httpx.Client, voice_id: str) -> None:
-        ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0btwo\x85\u2028three."}
+    def test_every_response_lists_skipped_words_and_tags(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "One\ffault-unspoken-Иван\x0b[pause 1s] [pause]\x85\u2028three."}
         miss = client.post("/v1/synthesize", json=ask)
         wait_for_job(client, miss.json()["job_id"])
         hit = client.post("/v1/synthesize", json=ask)
         assert (miss.status_code, hit.status_code) == (202, 200)
         assert unquote(miss.headers["x-left-out"]) == unquote(hit.headers["x-left-out"]) == "fault-unspoken-Иван"
+        assert "needs a duration" in miss.headers["x-notices"]
+        assert miss.headers["x-notices"] == hit.headers["x-notices"]
 
     def test_five_thousand_emoji_are_accepted(self, accepting: Served) -> None:
         with accepting.client() as client:

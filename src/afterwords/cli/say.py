@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,13 +275,20 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         "voice_id": speech.voice.voice_id,
         "file": request.destination.file if request.destination else None,
         "left_out": list(speech.left_out),
+        "notices": list(speech.notices),
         "real_time_factor": round(done.real_time_factor, 3),
         **done.model_dump(mode="json"),
         **{kind: str(path) for kind, path in request.timing.items()},
     }
+    _note_all(speech.notices)
     if speech.backend != speech.voice.backend:
         output.note(f"Spoken with {done.backend}: {output.shown(speech.reason)}")
     return facts, f"{done.backend}, took {output.duration(done.synth_ms / 1000)}"
+
+
+def _note_all(notices: Sequence[str]) -> None:
+    for notice in notices:
+        output.note(f"[yellow]![/yellow] {output.shown(notice)}")
 
 
 def _write_times(alignment: Alignment, files: dict[str, Path]) -> None:
@@ -302,10 +309,11 @@ def _write_times(alignment: Alignment, files: dict[str, Path]) -> None:
 
 def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -> tuple[dict[str, Any], str]:
     """Have a server speak; return the facts for JSON, and how the speech was made."""
+    from afterwords.markup import parse
     from afterwords.text import check_text
 
     assert isinstance(request.text, str), "a live text is spoken here"
-    check_text(request.text)
+    _note_all(parse(check_text(request.text)).notices)
     options = {**request.options.model_dump(), "timestamps": bool(request.timing)}
     with connect(profile) as client:
         voice = _choose_voice(client, request, profile)

@@ -312,10 +312,12 @@ def parse_speech(response: Response, voice_id: str) -> SpeechResponse:
 
 
 def parse_left_out(response: Response) -> tuple[str, ...]:
-    """Return the words of the text that are not spoken, and warn if there are any, without naming them."""
+    """Return the words of the text that are not spoken; warn about them, without naming them, and about its markup."""
     words = tuple(unquote(word) for word in response.headers.get("x-left-out", "").split(",") if word)
     if words:
         warn_left_out(response.headers.get("x-backend"))
+    if notices := response.headers.get("x-notices"):
+        warnings.warn(notices, TextWarning, stacklevel=2)
     return words
 
 

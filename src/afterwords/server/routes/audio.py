@@ -196,12 +196,14 @@ def job_headers(job: StoredJob) -> dict[str, str]:
 
 
 def add_result_headers(response: Response, result: CachedSpeech | AcceptedJob) -> None:
-    """Add headers with the characters of the account, and the words that the backend can't speak."""
+    """Add headers with the characters of the account, words that the backend can't speak, and notices about markup."""
     if result.quota:
         response.headers["X-Characters-Used"] = str(result.quota.used)
         response.headers["X-Characters-Remaining"] = str(result.quota.left)
     if result.left_out:
         response.headers["X-Left-Out"] = ",".join(quote(word[:40]) for word in result.left_out[:LEFT_OUT_MAX])
+    if result.notices:
+        response.headers["X-Notices"] = " ".join(result.notices)
 
 
 # -- stored audio ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from afterwords.errors import (
     StorageUnavailableError,
     UnavailableError,
 )
+from afterwords.markup import parse
 from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, new_id
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
@@ -43,7 +44,7 @@ from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 from afterwords.server.tracing import current_traceparent, note, span
-from afterwords.text import check_text, expected_speech_s
+from afterwords.text import check_text
 
 log = logging.getLogger("afterwords.server")
 
@@ -92,6 +93,7 @@ class ResolvedRequest(Generic[T]):
     cache_key: str
     cached: T | None
     left_out: Sequence[str] = field(repr=False)
+    notices: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class CachedSpeech:
     entry: CacheEntry
     backend: str
     left_out: Sequence[str] = field(default=(), repr=False)
+    notices: Sequence[str] = ()
     quota: Quota | None = None
 
 
@@ -113,6 +116,7 @@ class AcceptedJob:
     is_new: bool
     listener: Listener | None = None
     left_out: Sequence[str] = field(default=(), repr=False)
+    notices: Sequence[str] = ()
     quota: Quota | None = None
 
 
@@ -150,7 +154,8 @@ class Synthesis:
             ConflictError: The idempotency key was used with another request.
         """
         resolved = await self._resolve(caller, request, self._open_cached)
-        voice, backend, key, left_out = resolved.voice, resolved.backend, resolved.cache_key, resolved.left_out
+        voice, backend, key = resolved.voice, resolved.backend, resolved.cache_key
+        left_out, notices = resolved.left_out, resolved.notices
         idempotency = None
         if idempotency_key:
             idempotency = Idempotency(caller.account_id, "synthesize", idempotency_key, request.digest)
@@ -165,9 +170,9 @@ class Synthesis:
                 raise
             if job is None:
                 self.metrics.cache_hits.add(backend)
-                return CachedSpeech(audio, entry, backend, left_out, quota)
+                return CachedSpeech(audio, entry, backend, left_out, notices, quota)
             audio.close()
-            return AcceptedJob(job, is_new=False, left_out=left_out, quota=quota)
+            return AcceptedJob(job, is_new=False, left_out=left_out, notices=notices, quota=quota)
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or request.timestamps:
             parts = [key, request.response_format, request.webhook_url or "", *(["t"] if request.timestamps else [])]
@@ -195,7 +200,7 @@ class Synthesis:
             new = replace(new, traceparent=current_traceparent())
             accepted = await self._submit_new(caller, new, idempotency, listen=listen)
             note(job_id=accepted.job.job_id, is_new=accepted.is_new)
-        return replace(accepted, left_out=left_out)
+        return replace(accepted, left_out=left_out, notices=notices)
 
     async def get_usage(self, caller: Caller) -> Usage:
         """Return the usage in the current period, after asking for it if the last one has ended."""
@@ -234,7 +239,7 @@ class Synthesis:
             is_cached=is_cached,
             backend=resolved.backend,
             lang=resolved.lang,
-            duration_s=round(expected_speech_s(resolved.text, speed=request.speed), 2),
+            duration_s=round(parse(resolved.text).expected_s(speed=request.speed), 2),
             synthesis_s=None if pace_s is None else round(pace_s * characters, 2),
             remaining_characters=remaining,
             is_within_limit=remaining is None or charged <= remaining,
@@ -267,10 +272,11 @@ class Synthesis:
             )
             key = make_key(lang=lang, backend=backend)
             cached = None if request.timestamps else await find_cached(voice, key)
-        left_out = self.dispatcher.unspoken(backend, text)
+        script = parse(text)
+        left_out = self.dispatcher.unspoken(backend, script.text)
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
-        return ResolvedRequest(text, voice, backend, lang, key, cached, left_out)
+        return ResolvedRequest(text, voice, backend, lang, key, cached, left_out, script.notices)
 
     async def _submit_new(
         self, caller: Caller, new: NewJob, idempotency: Idempotency | None, *, listen: bool

@@ -1,0 +1,408 @@
+"""Markup in a text to speak: pauses, changes of voice and emotion in brackets, and a subset of SSML.
+
+`speech.speak` speaks a Script, so that all doors read the same markup. Other markup is spoken as it is written, with a
+notice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from xml.parsers import expat
+
+from afterwords.errors import TextError
+from afterwords.models import WordTiming
+from afterwords.text import expected_speech_s, is_speakable
+
+MAX_PAUSE_S: Final = 5.0
+"""Longest pause. Its tag has ten characters, so `max_speech_s` holds for a text of pauses, too."""
+MIN_RATE, MAX_RATE = 0.5, 2.0
+MAX_NOTICES: Final = 10
+
+_BRACKETS = re.compile(
+    r"\[(?P<kind>pause|voice)\b(?P<value>[^\[\]\n]*+)(?P<inner>(?:\[[^\[\]\n]*+\][^\[\]\n]*+)*+)(?P<end>\])?"
+    r"|\[(?P<emotion>[a-z][a-z-]{1,30}+)\]",
+    re.IGNORECASE,
+)
+_DURATION = re.compile(r"\s*(?P<number>\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s?(?P<unit>ms|s)\s*", re.IGNORECASE)
+_RATE = re.compile(r"(?P<sign>[+-]?)(?P<number>\d{1,4}(?:\.\d{1,4})?)(?P<percent>%?)")
+_STRENGTHS: Final = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 0.8, "x-strong": 1.2}
+_RATES: Final = {"x-slow": 0.6, "slow": 0.8, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.6}
+_LETTER_BY_LETTER: Final = frozenset({"characters", "spell-out", "verbatim", "digits"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pronunciation:
+    """How a part of a segment is pronounced.
+
+    Attributes:
+        start: Position of its first character in the text of the segment.
+        end: Position after its last character.
+        ipa: Its sounds in the International Phonetic Alphabet.
+    """
+
+    start: int
+    end: int
+    ipa: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a text that is spoken in one way.
+
+    Attributes:
+        text: What is spoken; empty if only a pause is left at the end.
+        starts: For each of its characters, the position in the text with markup.
+        ends: For each of its characters, the position after it, or after all that an alias replaces.
+        pause_s: Silence before it at a speed of 1, in seconds.
+        rate: Speaking rate relative to the rest of the text.
+        voice: Name of another voice that speaks it; None is the voice of the request.
+        emotion: Name of a take of the voice; None is its recording.
+        pronunciations: Sounds of parts of the text, in order.
+    """
+
+    text: str = field(repr=False)
+    starts: Sequence[int] = field(repr=False)
+    ends: Sequence[int] = field(repr=False)
+    pause_s: float = 0.0
+    rate: float = 1.0
+    voice: str | None = None
+    emotion: str | None = None
+    pronunciations: tuple[Pronunciation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A text with its markup read.
+
+    Attributes:
+        source: The text with markup.
+        segments: Its parts, in order.
+        notices: Sentences about markup that is spoken as text or ignored. They are ASCII and don't repeat the text.
+    """
+
+    source: str = field(repr=False)
+    segments: tuple[Segment, ...]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The spoken text, without markup."""
+        return " ".join(segment.text for segment in self.segments if segment.text)
+
+    def expected_s(self, *, speed: float = 1.0) -> float:
+        """Return about how long the text takes to speak, in seconds."""
+        return sum(
+            segment.pause_s / speed + expected_speech_s(segment.text, speed=speed * segment.rate)
+            for segment in self.segments
+        )
+
+    def words_in_source(self, words: Iterable[WordTiming], segment: Segment | None = None) -> list[WordTiming]:
+        """Return words with their positions in the text with markup; an alias is one word there.
+
+        Args:
+            words: Words of a segment, in order.
+            segment: The segment; None if the words are those of `text`.
+        """
+        starts, ends = ([], []) if segment is None else (segment.starts, segment.ends)
+        if segment is None:
+            for each in filter(lambda each: each.text, self.segments):
+                starts, ends = [*starts, *each.starts, each.ends[-1]], [*ends, *each.ends, each.ends[-1]]
+        found: list[WordTiming] = []
+        for word in words:
+            start, end = starts[word.start], ends[word.start + len(word.text) - 1]
+            if found and found[-1].start == start:
+                found[-1] = found[-1].model_copy(update={"end_s": word.end_s})
+            elif end > start:
+                found.append(word.model_copy(update={"text": self.source[start:end], "start": start}))
+        return found
+
+
+def parse(text: str, *, emotions: Collection[str] = (), has_voices: bool = False) -> Script:
+    """Read the markup of a validated text.
+
+    Args:
+        text: The text. If it begins with `<speak`, it is SSML; otherwise it may have tags in brackets.
+        emotions: Names of the takes of the voice; other words in brackets are text.
+        has_voices: Whether `[voice:name]` changes the voice, as in a narration; otherwise it is text.
+
+    Raises:
+        TextError: It is SSML without any text or pause.
+    """
+    if text.lstrip().startswith("<speak"):
+        reader = _SsmlReader(text)
+        try:
+            reader.read()
+        except expat.ExpatError as error:
+            why = f"it is not valid XML ({expat.errors.messages[error.code]}, line {error.lineno})"
+            script = _Writer(text)
+            script.write(text, 0)
+            script.note(f"The SSML is spoken as text: {why}.")
+            return script.finish()
+        return reader.script.finish()
+    script = _Writer(text)
+    _read_brackets(text, script, emotions, has_voices=has_voices)
+    return script.finish()
+
+
+class _Writer:
+    """Collects what is spoken, and ends a segment where the way of speaking changes."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._segments: list[Segment] = []
+        self._notices: dict[str, None] = {}
+        self._parts: list[str] = []
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._pronunciations: list[Pronunciation] = []
+        self._pause_s = 0.0
+        self.rate = 1.0
+        self.voice: str | None = None
+        self.emotion: str | None = None
+
+    def write(self, text: str, start: int, end: int | None = None, *, ipa: str | None = None) -> None:
+        """Add spoken text.
+
+        Args:
+            text: The text.
+            start: Its position in the source.
+            end: Where the part of the source ends that the text replaces; None if it is that part.
+            ipa: How to pronounce it.
+        """
+        if ipa:
+            self._pronunciations.append(Pronunciation(len(self._starts), len(self._starts) + len(text), ipa))
+        self._parts.append(text)
+        if end is None:
+            self._starts += range(start, start + len(text))
+            self._ends += range(start + 1, start + len(text) + 1)
+        else:
+            self._starts += [start] * len(text)
+            self._ends += [end] * len(text)
+
+    def pause(self, seconds: float) -> None:
+        """Add silence."""
+        self.end_segment()
+        self._pause_s += seconds
+
+    def end_segment(self) -> None:
+        """End the segment before the way of speaking changes; text without a sound is left out."""
+        text = "".join(self._parts)
+        if is_speakable(text):
+            self._append(text)
+        self._parts, self._starts, self._ends, self._pronunciations = [], [], [], []
+
+    def _append(self, text: str) -> None:
+        self._segments.append(
+            Segment(
+                text,
+                tuple(self._starts),
+                tuple(self._ends),
+                self._pause_s,
+                self.rate,
+                self.voice,
+                self.emotion,
+                tuple(self._pronunciations),
+            )
+        )
+        self._pause_s = 0.0
+
+    def note(self, notice: str) -> None:
+        """Add a notice, once."""
+        if len(self._notices) < MAX_NOTICES:
+            self._notices[notice] = None
+
+    def finish(self) -> Script:
+        """Return the script."""
+        if not self._segments and "".join(self._parts) == self._source:  # no markup: nothing was moved
+            n_chars = len(self._source)
+            plain = Segment(self._source, range(n_chars), range(1, n_chars + 1))
+            return Script(self._source, (plain,), tuple(self._notices))
+        self.end_segment()
+        if self._pause_s:
+            self._append("")
+        if not self._segments:
+            raise TextError(code="empty_text")
+        return Script(self._source, tuple(self._segments), tuple(self._notices))
+
+
+def _pause_s(written: str, script: _Writer) -> float | None:
+    """Return a written duration in seconds, at most MAX_PAUSE_S; None if it is not one."""
+    found = _DURATION.fullmatch(written)
+    if found is None:
+        return None
+    seconds = float(found["number"]) / (1000 if found["unit"].lower() == "ms" else 1)
+    if seconds > MAX_PAUSE_S:
+        script.note(f"A pause was shortened to {MAX_PAUSE_S:g} s, the longest; several in a row add up.")
+    return min(seconds, MAX_PAUSE_S)
+
+
+# -- brackets ------------------------------------------------------------------------------------------------
+
+
+def _read_brackets(text: str, script: _Writer, emotions: Collection[str], *, has_voices: bool) -> None:
+    at = 0
+    while found := _BRACKETS.search(text, at):
+        script.write(text[at : found.start()], at)
+        at = found.end() if found["end"] or found["emotion"] else found.end("value")
+        value = found["value"] or ""
+        kind = (found["kind"] or "").lower()
+        where = f"The tag at position {found.start()} is spoken as text:"
+        problem = ""
+        if found["emotion"]:
+            name = found["emotion"].lower()
+            if name in emotions:
+                script.end_segment()
+                script.emotion = name
+            else:
+                problem = "the voice has no take of that name."
+        elif not found["end"]:
+            problem = "its closing bracket is missing."
+        elif found["inner"]:
+            problem = "it contains another tag."
+        elif kind == "pause" and (seconds := _pause_s(value.removeprefix(":"), script)) is not None:
+            script.pause(seconds)
+        elif kind == "pause":
+            problem = "a pause needs a duration, as in [pause 1.5s]."
+        elif not value.startswith(":"):
+            problem = "a voice needs a name, as in [voice:anna]."
+        elif has_voices:
+            script.end_segment()
+            script.voice = value[1:].strip() or None
+        else:
+            problem = "one voice speaks here; `afterwords narrate` reads with several."
+        if problem:
+            script.write(text[found.start() : at], found.start())
+            script.note(f"{where} {problem}")
+    script.write(text[at:], at)
+
+
+# -- SSML ----------------------------------------------------------------------------------------------------
+
+
+class _SsmlReader:
+    """Reads SSML. A document type, and with it any entity, is impossible after `<speak`: it is a syntax error there.
+
+    Source: https://www.w3.org/TR/speech-synthesis11/
+    """
+
+    def __init__(self, text: str) -> None:
+        self.script = _Writer(text)
+        self._text = text
+        self._data = text.encode()
+        self._byte = self._at = 0  # the same place, in bytes and in characters
+        self._open: list[_Element] = []
+        self._parser = expat.ParserCreate("UTF-8")
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._characters
+
+    def read(self) -> None:
+        """Read the text.
+
+        Raises:
+            ExpatError: It is not well-formed.
+        """
+        self._parser.Parse(self._data, True)
+
+    def _position(self) -> int:
+        """Return the position of the current event in the text."""
+        byte = self._parser.CurrentByteIndex
+        self._at += len(self._data[self._byte : byte].decode())
+        self._byte = byte
+        return self._at
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        element = _Element(self._position(), self.script.rate)
+        owner = self._open[-1] if self._open else None
+        self._open.append(element)
+        if owner and owner.replacement is not None:  # within an alias, only the alias counts
+            element.replacement = ""
+            return
+        match name:
+            case "break":
+                self._break(attributes)
+            case "sub" if "alias" in attributes:
+                element.replacement = attributes["alias"]
+            case "phoneme" if attributes.get("alphabet", "ipa") == "ipa" and attributes.get("ph", "").strip():
+                element.ipa = attributes["ph"].strip()
+            case "prosody":
+                self._prosody(attributes, element.rate)
+            case "say-as" if "interpret-as" in attributes:
+                element.say_as = attributes["interpret-as"].lower()
+            case "speak" if owner is None:
+                pass
+            case "p" | "s":
+                self._end_sentence()
+            case _:
+                self.script.note(f"SSML: <{_shown(name)}> is not supported here, or lacks an attribute; it is ignored.")
+
+    def _break(self, attributes: dict[str, str]) -> None:
+        seconds: float | None = _STRENGTHS.get(attributes.get("strength", "medium"))
+        if "time" in attributes:
+            seconds = _pause_s(attributes["time"], self.script)
+        if seconds is None:
+            self.script.note("SSML: a <break> is ignored: its time must be like 1.5s or 500ms.")
+        elif seconds:
+            self.script.pause(seconds)
+
+    def _prosody(self, attributes: dict[str, str], before: float) -> None:
+        if set(attributes) - {"rate"}:
+            self.script.note("SSML: of <prosody>, only the rate is read.")
+        if (written := attributes.get("rate")) is None:
+            return
+        rate = _RATES.get(written.strip().lower())
+        found = _RATE.fullmatch(written.strip())
+        if found:
+            value = float(found["number"]) / (100 if found["percent"] else 1)
+            rate = value if not found["sign"] else 1 + value if found["sign"] == "+" else 1 - value
+        if rate is None:
+            self.script.note("SSML: a rate is ignored: it must be like 80%, +20%, 1.2 or slow.")
+            return
+        self.script.end_segment()
+        self.script.rate = min(MAX_RATE, max(MIN_RATE, before * rate))
+
+    def _end(self, name: str) -> None:
+        element = self._open.pop()
+        end = self._position()
+        if self._text.startswith("</", end):  # and not the end of <…/>
+            end = self._text.index(">", end) + 1
+        if element.replacement:
+            self.script.write(element.replacement, element.start, end)
+        if element.rate != self.script.rate:
+            self.script.end_segment()
+            self.script.rate = element.rate
+        if name in {"p", "s"}:
+            self._end_sentence()
+
+    def _end_sentence(self) -> None:
+        self.script.write("\n\n", self._at, self._at)
+
+    def _characters(self, text: str) -> None:
+        start = self._position()
+        element = self._open[-1]
+        if element.replacement is not None:
+            return
+        end = None
+        if element.say_as in _LETTER_BY_LETTER:
+            text, end = " ".join(filter(str.isalnum, text)), start + len(text)
+        elif self._text[start] == "&" and not self._text.startswith(text, start):  # an entity such as &lt;
+            end = self._text.index(";", start) + 1
+        self.script.write(text, start, end, ipa=element.ipa)
+
+
+@dataclass(slots=True)
+class _Element:
+    """An open element: where it starts, what is spoken in its place, and the rate that returns after it."""
+
+    start: int
+    rate: float
+    replacement: str | None = None
+    ipa: str | None = None
+    say_as: str | None = None
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 20 and name.isascii() else "..."

@@ -1,0 +1,178 @@
+"""Markup in a text: what is spoken, how, and where its words are in the text with markup."""
+
+from __future__ import annotations
+
+from time import process_time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterwords.errors import TextError
+from afterwords.markup import Segment, parse
+from afterwords.models import WordTiming, word_spans
+from tests.error_codes import has_code
+
+
+def ways(text: str, **options: bool | list[str]) -> list[tuple[str, float, float]]:
+    """Return the words, pause and rate of each segment."""
+    script = parse(text, **options)  # type: ignore[arg-type]
+    return [(" ".join(each.text.split()), each.pause_s, each.rate) for each in script.segments]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. [pause 1.5s] Two.", [("One.", 0, 1), ("Two.", 1.5, 1)]),
+        ("[pause 500ms]One[PAUSE .5 s][pause:1s].", [("One", 0.5, 1), ("", 1.5, 1)]),
+        ("One [pause 60s] two", [("One", 0, 1), ("two", 5, 1)]),
+        ("As [1] says, see [a b] and x[i].", [("As [1] says, see [a b] and x[i].", 0, 1)]),
+        ("<speak>One<break time='2s'/>two</speak>", [("One", 0, 1), ("two", 2, 1)]),
+        ("<speak>One <break/> <break strength='x-weak'/> two.</speak>", [("One", 0, 1), ("two.", 0.6, 1)]),
+        ("<speak><p>One</p><s>two</s></speak>", [("One two", 0, 1)]),
+        (
+            "<speak>A <prosody rate='80%'>b <prosody rate='+25%'>c</prosody> d</prosody> e</speak>",
+            [("A", 0, 1), ("b", 0, 0.8), ("c", 0, 1.0), ("d", 0, 0.8), ("e", 0, 1)],
+        ),
+        ("<speak><prosody rate='x-slow'>a</prosody>b</speak>", [("a", 0, 0.6), ("b", 0, 1)]),
+        ("<speak><prosody rate='9'>a</prosody></speak>", [("a", 0, 2)]),
+        ("<speak><sub alias='World Wide Web'>WWW</sub> &amp; caf&#233;</speak>", [("World Wide Web & café", 0, 1)]),
+        ("<speak><say-as interpret-as='characters'>AB1</say-as></speak>", [("A B 1", 0, 1)]),
+        ("  <speak>\n  One.\n</speak>\n", [("One.", 0, 1)]),
+    ],
+)  # fmt: skip
+def test_markup_is_read(text: str, expected: list[tuple[str, float, float]]) -> None:
+    assert [(words, pause_s, round(rate, 6)) for words, pause_s, rate in ways(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "notice"),
+    [
+        ("One [pause] two.", "position 4.*needs a duration"),
+        ("One [pause soon] two.", "needs a duration"),
+        ("One [pause 1s two.", "closing bracket"),
+        ("One [pause [pause 1s] 2s] two.", "contains another tag"),
+        ("One [voice] two.", "needs a name"),
+        ("One [voice:anna] two.", "one voice speaks here"),
+        ("One [happy] two.", "no take of that name"),
+        ("<speak>One", "not valid XML"),
+        ("<speak>One <break></speak>", "not valid XML"),
+        ("<speak>&lol;</speak>", "not valid XML"),
+        ("<speaker>", "not valid XML"),
+    ],
+)
+def test_unread_markup_is_spoken_with_a_notice(text: str, notice: str) -> None:
+    script = parse(text)
+    assert script.text == text
+    assert len(script.notices) == 1
+    with pytest.raises(AssertionError, match=notice):
+        raise AssertionError(script.notices[0])
+    assert "One" not in script.notices[0]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "<emphasis>One</emphasis>",
+        "<audio src='file:///etc/passwd'>One</audio>",
+        "<break time='soon'/>One",
+        "<prosody rate='tall'>One</prosody>",
+        "<prosody pitch='high'>One</prosody>",
+        "<phoneme alphabet='x-sampa' ph='wVn'>One</phoneme>",
+        "<speak>One</speak>",
+    ],
+)
+def test_unsupported_ssml_is_ignored_with_a_notice(inner: str) -> None:
+    script = parse(f"<speak>{inner}</speak>")
+    assert script.text == "One"
+    assert len(script.notices) == 1
+    assert parse(f"<speak>{inner * 50}</speak>").notices == script.notices
+
+
+def test_voices_and_emotions_last_until_the_next() -> None:
+    text = "A. [voice:Old Anna] B. [happy] C. [voice:] D. [sad] E. [calm] F."
+    script = parse(text, emotions={"happy", "sad"}, has_voices=True)
+    assert [(each.text.strip(), each.voice, each.emotion) for each in script.segments] == [
+        ("A.", None, None),
+        ("B.", "Old Anna", None),
+        ("C.", "Old Anna", "happy"),
+        ("D.", None, "happy"),
+        ("E. [calm] F.", None, "sad"),
+    ]
+
+
+def test_phonemes_have_their_place() -> None:
+    segment = parse("<speak>a <phoneme ph='təˈmɑːtəʊ'>tomato</phoneme>.</speak>").segments[0]
+    (found,) = segment.pronunciations
+    assert (segment.text[found.start : found.end], found.ipa) == ("tomato", "təˈmɑːtəʊ")
+
+
+def timed(segment: Segment) -> list[WordTiming]:
+    return [
+        WordTiming(text=segment.text[start:end], start=start, start_s=at, end_s=at + 1)
+        for at, (start, end) in enumerate(word_spans(segment.text))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("One [pause 1s] two [happy] three.", ["One", "two", "happy", "three"]),
+        (
+            "<speak>é &lt; <sub alias='World Wide Web'>WWW</sub>, R&amp;D <break/> end</speak>",
+            ["é", "&lt;", "<sub alias='World Wide Web'>WWW</sub>", "R&amp;D", "end"],
+        ),
+    ],
+)
+def test_words_have_their_position_in_the_source(text: str, words: list[str]) -> None:
+    script = parse(text)
+    found = [word for segment in script.segments for word in script.words_in_source(timed(segment), segment)]
+    assert [word.text for word in found] == words
+    assert all(text[word.start :].startswith(word.text) for word in found)
+    whole = Segment(script.text, (), ())
+    assert [word.text for word in script.words_in_source(timed(whole))] == [word.text for word in found]
+
+
+@given(st.text(alphabet="ab [].:1spaue<>/&\n\"'=éx", max_size=60) | st.text(max_size=40))
+def test_any_text_is_parsed(text: str) -> None:
+    for source in (text, f"<speak>{text}</speak>"):
+        try:
+            script = parse(source, emotions={"happy"}, has_voices=True)
+        except TextError:
+            continue
+        for segment in script.segments:
+            assert len(segment.text) == len(segment.starts) == len(segment.ends)
+            places = [0, *segment.starts, len(source)]
+            assert places == sorted(places)
+        if "[" not in source and "<speak" not in source:
+            assert script.text == source
+
+
+def test_ssml_without_text_is_refused() -> None:
+    with pytest.raises(TextError, check=has_code("empty_text")):
+        parse("<speak><p/></speak>")
+    assert ways("<speak><break time='1s'/></speak>") == [("", 1, 1)]
+
+
+HOSTILE = ("[pause ", "[pause 1s]", "[pause [x]", "[voice:", "[", "[pause [", "[pause [x][y", "[happy]")
+HOSTILE_SSML = ("<p>", "<p>a</p>", "&amp;", "<break/>é", "<sub alias='x'>", "<prosody rate='50%'>a</prosody>")
+
+
+@pytest.mark.parametrize("unit", [*HOSTILE, *(f"<speak>a{unit}" for unit in HOSTILE_SSML)])
+def test_work_grows_linearly_with_the_text(unit: str) -> None:
+    head, unit = ("<speak>a", unit[8:]) if unit.startswith("<speak") else ("", unit)
+
+    def cpu_s(n_units: int) -> float:
+        started = process_time()
+        parse(head + unit * n_units)
+        parse(head + unit * n_units + "</speak>" * bool(head))
+        return process_time() - started
+
+    parse(unit)
+    assert cpu_s(16_000) < 30 * max(cpu_s(2_000), 0.005)
+
+
+def test_entities_are_never_expanded() -> None:
+    laughs = '<speak><!DOCTYPE s [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;">]>&b;</speak>'
+    assert "not valid XML" in parse(laughs).notices[0]
+    assert parse(laughs).text == laughs
