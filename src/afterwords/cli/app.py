@@ -53,6 +53,7 @@ COMMANDS: Final = {
     "serve": Entry(
         "Server", "serve", "Serve the /v1 API: voices, speech and jobs for other programs. Ctrl-C stops it."
     ),
+    "wyoming": Entry("Server", "wyoming", "Serve the voices of this machine to Home Assistant. Ctrl-C stops it."),
     "status": Entry(
         "Server",
         "status",
@@ -128,6 +129,7 @@ EXAMPLES: Final = {
     "demo": ("afterwords demo",),
     "bench": ("afterwords bench me", "afterwords bench me --backend lite --json"),
     "serve": ("afterwords serve", "afterwords serve --host 0.0.0.0 --port 8000"),
+    "wyoming": ("afterwords wyoming", "afterwords wyoming --uri tcp://0.0.0.0:10200"),
     "status": ("afterwords status", "afterwords status --url https://voice.example.com --json"),
     "backup": ("afterwords backup /backups/afterwords.tar",),
     "restore": ("afterwords restore /backups/afterwords.tar",),
