@@ -332,6 +332,30 @@ class WordTiming(Model):
     end_s: float = Field(ge=0, description="Time at which the word ends.")
 
 
+class CharacterTimes:
+    """Times of the first characters of a text, which become known word by word.
+
+    Attributes:
+        start_s, end_s: When each character starts and ends.
+    """
+
+    def __init__(self) -> None:
+        self.start_s: list[float] = []
+        self.end_s: list[float] = []
+        self._now_s = 0.0
+
+    def advance(self, end: int, until_s: float) -> None:
+        """Give the characters before a position equal shares of the time until a moment."""
+        count, length_s = end - len(self.start_s), until_s - self._now_s
+        if count > 0 and length_s > 0:
+            edges = [self._now_s + length_s * step / count for step in range(count)] + [self._now_s + length_s]
+        else:
+            edges = [self._now_s] * (count + 1)
+        self.start_s.extend(edges[:-1])
+        self.end_s.extend(edges[1:])
+        self._now_s += max(0.0, length_s)
+
+
 class Alignment(Model):
     """When each character of a text is spoken. A pause belongs to the spaces and punctuation between two words."""
 
@@ -371,27 +395,13 @@ class Alignment(Model):
             duration_s: Length of the audio in seconds.
             confidence: Share of the words with reliable times.
         """
-        start_s: list[float] = []
-        end_s: list[float] = []
-        now_s = 0.0
-
-        def advance(end: int, until_s: float) -> None:
-            """Give the characters before a position the time until a moment."""
-            nonlocal now_s
-            count, length_s = end - len(start_s), min(until_s, duration_s) - now_s
-            if count > 0 and length_s > 0:
-                edges = [now_s + length_s * step / count for step in range(count)] + [now_s + length_s]
-            else:
-                edges = [now_s] * (count + 1)
-            start_s.extend(edges[:-1])
-            end_s.extend(edges[1:])
-            now_s += max(0.0, length_s)
-
+        times = CharacterTimes()
         for word in words:
-            advance(word.start, word.start_s)
-            advance(word.start + len(word.text), word.end_s)
-        advance(len(text), duration_s)
-        return cls(characters=tuple(text), start_s=tuple(start_s), end_s=tuple(end_s), confidence=confidence)
+            times.advance(word.start, min(word.start_s, duration_s))
+            times.advance(word.start + len(word.text), min(word.end_s, duration_s))
+        times.advance(len(text), duration_s)
+        start_s, end_s = tuple(times.start_s), tuple(times.end_s)
+        return cls(characters=tuple(text), start_s=start_s, end_s=end_s, confidence=confidence)
 
     @property
     def words(self) -> tuple[WordTiming, ...]:

@@ -36,6 +36,9 @@ from afterwords.text import pause_after_s, split_live
 class Aligner:
     """Finds the alignment of speech: from the words of its chunks, else by speech recognition of all samples.
 
+    Attributes:
+        is_timed: The engine reports words.
+
     Args:
         engine: The engine that speaks.
         task: What it speaks.
@@ -46,8 +49,8 @@ class Aligner:
     """
 
     def __init__(self, engine: Engine, task: SpeechTask, text: str) -> None:
-        self._is_timed = has_timing(engine)
-        if not self._is_timed:
+        self.is_timed = has_timing(engine)
+        if not self.is_timed:
             check_aligner(f"The backend {task.backend} reports")
         self._sample_rate, self._task, self._text = engine.sample_rate, task, text
         self._words: list[WordTiming] = []
@@ -57,7 +60,7 @@ class Aligner:
     def add(self, chunk: Chunk) -> None:
         """Add the next chunk."""
         self._n_samples += len(chunk.samples)
-        if self._is_timed:
+        if self.is_timed:
             self._words += chunk.words
         else:
             self._samples.append(chunk.samples)
@@ -68,7 +71,7 @@ class Aligner:
         Raises:
             UnavailableError: As for `align`.
         """
-        if self._is_timed:
+        if self.is_timed:
             words = in_given_text(self._words, self._task.text, self._text)
             return Alignment.from_words(self._text, words, self._n_samples / self._sample_rate)
         import numpy as np

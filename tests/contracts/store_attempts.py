@@ -265,6 +265,14 @@ class AttemptContract:
 
         assert not await world.store.save_timing(job.job_id, 1, "{}")
 
+    async def test_timing_that_is_not_kept_is_removed_with_the_text(self, world: World) -> None:
+        job = await world.add_claimed_job(timestamps=True, keeps_timing=False)
+        assert await world.store.save_timing(job.job_id, 1, '{"characters":"Grüße"}')
+
+        await world.store.finish(job.job_id, 1, audio())
+
+        assert await world.store.get_timing(job.job_id) is None
+
     async def test_timing_is_removed_if_the_job_fails(self, world: World) -> None:
         failed = await world.add_claimed_job(timestamps=True)
         lost = await world.add_claimed_job(timestamps=True)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
-from afterwords.models import Account, Alias, ApiKey, JobStatus, Usage
+from afterwords.models import Account, Alias, ApiKey, JobStatus, Usage, WordTiming
 from afterwords.server.records import (
     AttemptResult,
     AuditEntry,
@@ -799,6 +799,10 @@ class Dispatcher(Protocol):
         """The prompt version of each backend, if it is known without loading the backend."""
 
     @property
+    def timed(self) -> Set[str]:
+        """The backends whose words have times while they are spoken."""
+
+    @property
     def prepares(self) -> Set[str]:
         """The backends for which it claims preparations, now or once its workers run."""
 
@@ -835,6 +839,14 @@ class Listener(Protocol):
     @property
     def attempt(self) -> int:
         """Number of the attempt whose audio this is, once it has started."""
+
+    @property
+    def words(self) -> Sequence[WordTiming] | None:
+        """The words in the audio so far, in order; None if the attempt reports none, or broke off."""
+
+    @property
+    def duration_s(self) -> float:
+        """Duration of the audio so far, in seconds."""
 
     async def wait_until_started(self) -> int | None:
         """Wait for the first audio, and return the sample rate in Hz. None: the job runs elsewhere or was closed."""

@@ -219,6 +219,7 @@ class NewJob:
         flight_key: Two pending jobs of a voice with the same flight key are one job.
         char_count: Characters to charge.
         timestamps: When each character is spoken is stored, too. Such speech is not cached.
+        keeps_timing: It stays when the job ends, and not only the words while it is spoken are needed.
         traceparent: The span that it belongs to; None if tracing is off.
     """
 
@@ -238,6 +239,7 @@ class NewJob:
     response_format: SpeechFormat = SpeechFormat.WAV
     webhook_url: str | None = None
     timestamps: bool = False
+    keeps_timing: bool = True
     traceparent: str | None = None
     character_limit: int | None = None
 

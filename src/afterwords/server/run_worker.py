@@ -49,7 +49,10 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
     dispatcher = LocalDispatcher(settings, queue, queue.streams)
     versions = dispatcher.prompt_versions
     queue.offers = {
-        name: Offer(languages=dispatcher.backends[name], prompt_version=versions[name]) for name in versions
+        name: Offer(
+            languages=dispatcher.backends[name], prompt_version=versions[name], has_timing=name in dispatcher.timed
+        )
+        for name in versions
     }
     queue.progress, queue.n_running = dispatcher.progress, lambda: dispatcher.n_running
     queue.cancel = dispatcher.cancel

@@ -12,6 +12,7 @@ class TestMyDispatcher(DispatcherContract):
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
@@ -23,6 +24,7 @@ import pytest
 
 from afterwords.audio.wav import read_wav
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.models import Alignment
 from afterwords.testing.running import RunningServer
 
 DEADLINE_S: Final = 120.0
@@ -130,6 +132,17 @@ class DispatcherContract:
         assert self.wait_for(client, job_id) == "ready"
         assert client.get(f"/v1/jobs/{job_id}/audio").content == b"".join(chunks)
         assert len(b"".join(chunks)) == 2 * round(SECONDS_PER_CHARACTER * len(SLOW) * SAMPLE_RATE)
+
+    def test_words_are_streamed_with_the_audio(self, client: httpx.Client, voice_id: str) -> None:
+        self.wait_for(client, self.submit(client, voice_id, "The voice is prepared."))
+        body = {"input": SLOW, "voice": voice_id, "stream_format": "sse", "word_timestamps": True}
+        with client.stream("POST", "/v1/audio/speech", json=body) as answer:
+            job_id = answer.headers["x-job-id"]
+            events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
+        assert self.wait_for(client, job_id) == "ready"
+        found = [word for event in events for word in event.get("words", ())]
+        times = Alignment.model_validate(_json(client.get(f"/v1/jobs/{job_id}/timestamps")))
+        assert [word["word"] for word in found] == [word.text for word in times.words]
 
     def test_engine_failure_fails_the_job(self, client: httpx.Client, voice_id: str) -> None:
         assert self.wait_for(client, self.submit(client, voice_id, "now fault-fail")) == "synthesis_failed"

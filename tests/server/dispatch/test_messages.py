@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import AsyncIterator
 from io import BytesIO
 
 import pytest
@@ -61,3 +62,21 @@ async def test_malformed_message_is_refused(data: bytes) -> None:
 
 def test_repr_of_a_message_shows_no_content() -> None:
     assert "secret" not in repr(Message("speak", {"text": "secret"}, b"secret"))
+
+
+async def test_stream_is_split_wherever_it_is_cut() -> None:
+    async def pieces(n_bytes: int) -> AsyncIterator[bytes]:
+        for start in range(0, 2 * len(SENT), n_bytes):
+            yield (2 * SENT)[start : start + n_bytes]
+
+    expected = Message("speak", {"text": "zwölf \ud83d 你好\n", "number": 7}, b"\0body\xff")
+    for n_bytes in (1, 7, len(SENT), 2 * len(SENT)):
+        assert [message async for message in messages.split(pieces(n_bytes))] == [expected, expected]
+
+
+async def test_split_refuses_a_long_message_at_its_head() -> None:
+    async def head() -> AsyncIterator[bytes]:
+        yield struct.pack("!II", 10, 1 << 20)
+
+    with pytest.raises(MalformedMessageError):
+        [message async for message in messages.split(head())]

@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 
 from afterwords import __version__
+from afterwords.errors import InvalidRequestError
+from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioStreams
 from afterwords.server.dispatch.local import LocalDispatcher
 from afterwords.server.dispatch.protocol import PROTOCOL, ClaimBody, Offer
@@ -107,3 +109,25 @@ async def test_all_dispatchers_stop_at_once_and_finish_streams(tmp_path: Path, q
     listener.close()
     await stopping
     assert await never.wait_until_started() is None
+
+
+async def test_words_that_are_not_those_of_the_text_are_refused(tmp_path: Path, queue: MemoryQueue) -> None:
+    remote = RemoteDispatcher(Settings(home=tmp_path), cast("AttemptQueue", queue), AudioStreams(tmp_path))
+    await remote.start()
+    words = [{"text": "a", "start": 0, "start_s": 0.0, "end_s": 0.1}]
+    for invalid in (
+        messages.pack("audio", bytes(20), words=100 * words),
+        messages.pack("audio", words=[{}]),
+        b"pcm" * 9,
+    ):
+
+        async def content(data: bytes = invalid) -> AsyncIterator[bytes]:
+            yield data
+
+        job_id = queue.submit("A text.")
+        assert await remote.claim(new_claim(), token_id=str(uuid4()))
+        with pytest.raises(InvalidRequestError) as refused:
+            await remote.receive(job_id, 1, content(), sample_rate=8_000, has_words=True)
+        assert refused.value.param == "words"
+        remote.cancel(job_id)
+    await remote.stop(grace_s=DEADLINE_S)

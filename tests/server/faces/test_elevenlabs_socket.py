@@ -14,8 +14,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.tone import SECONDS_PER_CHARACTER
+from afterwords.server.dispatch.slots import SlotDispatcher
 from afterwords.server.faces import elevenlabs_socket
-from tests.e2e.served import Served, register, wait_until
+from tests.e2e.served import Served, register, wait_for_job, wait_until
 from tests.server.faces.conftest import InProcess
 
 SLOW = "fault-slow " + "and so on, " * 20
@@ -71,6 +72,44 @@ def test_livekit_speaks_sentence_by_sentence(served: Served) -> None:
             rest = receive(socket, turn)
             start = np.frombuffer(b64decode(first["audio"]), "<i2").astype(np.float32) / np.float32(32768)
             check_tone(np.concatenate([start, rest]), 42)
+
+
+def test_times_of_messages_add_up_to_those_of_the_words(served: Served) -> None:
+    sentences = ["Here is a sentence.", "And here is the next."]
+    chars, starts, clock_ms, audio = "", [], 0, b""
+    with open_socket(served, "multi-stream-input", sync_alignment="true") as socket:
+        for sentence in sentences:
+            send(socket, text=f"{sentence} ", context_id="c", flush=True)
+        send(socket, context_id="c", close_context=True)
+        while not (message := json.loads(socket.recv(timeout=60)))["isFinal"]:
+            audio += b64decode(message["audio"])
+            found = message["alignment"]
+            assert found == message["normalizedAlignment"]
+            chars += "".join(found["chars"])
+            starts += [clock_ms + start_ms for start_ms in found["charStartTimesMs"]]
+            if found["chars"]:
+                clock_ms += found["charStartTimesMs"][-1] + found["charDurationsMs"][-1]
+    assert chars == "Here is a sentence. And here is the next. "
+    with served.client() as client:
+        job_id = client.get("/v1/jobs?limit=1").json()[0]["job_id"]
+        assert wait_for_job(client, job_id)["status"] == "ready"
+        assert client.get(f"/v1/jobs/{job_id}/timestamps").status_code == 422  # they are not kept
+    assert len(starts) == len(chars)
+    assert starts == sorted(starts)
+    length_ms = 1000 * len(audio) / 2 / RATE
+    assert clock_ms == pytest.approx(length_ms, abs=10)  # the fade at the end
+    assert starts[chars.index("sentence")] == pytest.approx(600, abs=10)
+    second_ms = length_ms - 1000 * SECONDS_PER_CHARACTER * len("And here is the next. ")
+    assert starts[chars.index("next")] == pytest.approx(second_ms + 1000 * SECONDS_PER_CHARACTER * 16, abs=20)
+
+
+def test_engine_without_times_speaks_or_refuses(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SlotDispatcher, "timed", frozenset())
+    with open_socket(in_process, "multi-stream-input", sync_alignment="true") as socket:
+        send(socket, text="A sentence.", context_id="c", flush=True)
+        assert json.loads(socket.recv(timeout=60))["alignment"] is None
+    with open_socket(in_process, "stream-input", sync_alignment="true") as socket:
+        assert json.loads(socket.recv(timeout=60))["error"] == "timestamps_unavailable"
 
 
 def test_pipecat_speaks_without_flush_and_keeps_alive(served: Served) -> None:

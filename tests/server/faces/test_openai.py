@@ -120,6 +120,22 @@ def test_streamed_files_can_be_read_by_soundfile(client: openai.OpenAI) -> None:
         assert len(samples) / rate == pytest.approx(SECONDS_PER_CHARACTER * len(text), abs=2 * 1152 / 24_000)
 
 
+def test_events_have_the_times_of_words(http: httpx.Client) -> None:
+    text = "Words with their times, in events."
+    body = {"input": text, "voice": "me", "stream_format": "sse", "response_format": "pcm", "word_timestamps": True}
+    lines = http.post("/v1/audio/speech", json=body).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    words = [word for event in events if event["type"] == "speech.audio.timestamps" for word in event["words"]]
+    assert [word["word"] for word in words] == ["Words", "with", "their", "times", "in", "events"]
+    for word in words:
+        place_ms = 1000 * SECONDS_PER_CHARACTER * text.index(word["word"])
+        assert word["start_ms"] == pytest.approx(place_ms, abs=2)
+    assert events[0]["type"] == "speech.audio.timestamps"
+    assert events[-1]["type"] == "speech.audio.done"
+    refused = http.post("/v1/audio/speech", json={**body, "stream_format": "audio"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "word_timestamps")
+
+
 def test_streamed_mp3_has_frames_only_and_a_file_the_mark(client: openai.OpenAI, http: httpx.Client) -> None:
     text = "Marked, or not."
     answer = client.audio.speech.with_raw_response.create(model="tts-1", voice="me", input=text)

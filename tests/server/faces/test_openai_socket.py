@@ -112,6 +112,26 @@ def test_default_is_one_wav_file_per_utterance(served: Served) -> None:
         assert closed.value.rcvd.code == 1000
 
 
+def test_words_follow_the_audio_of_their_unit(served: Served) -> None:
+    with open_socket(served) as socket:
+        configure(socket, word_timestamps=True)
+        send(socket, "input.text", text="Here is one. And another.")
+        send(socket, "input.done")
+        messages, binary = receive(socket, "session.done")
+    assert binary == b""
+    for index, text in enumerate(("Here is one. ", "And another.")):
+        chunks = [each for each in messages if each["type"] == "audio.chunk" and each["sentence_index"] == index]
+        *audio, last = chunks
+        assert [chunk["timestamps"] for chunk in audio] == [None] * len(audio)
+        assert [chunk["chunk_start_ms"] for chunk in audio[1:]] == [chunk["chunk_end_ms"] for chunk in audio[:-1]]
+        assert (last["audio_b64"], last["chunk_end_ms"]) == ("", audio[-1]["chunk_end_ms"])
+        assert [word["word"] for word in last["timestamps"]] == text.replace(".", "").split()
+        pause_ms = last["chunk_end_ms"] - 1000 * SECONDS_PER_CHARACTER * len(text)
+        for word in last["timestamps"]:
+            place_ms = 1000 * SECONDS_PER_CHARACTER * text.index(word["word"])
+            assert place_ms <= word["start_ms"] <= place_ms + max(10, pause_ms)
+
+
 def test_utterance_without_text_is_done_at_once(served: Served) -> None:
     with open_socket(served) as socket:
         configure(socket)
@@ -217,7 +237,7 @@ def test_unknown_path_is_404_at_the_handshake(served: Served) -> None:
         ('{"type":"session.config","voice":"someone"}', "voice_not_found"),
         ('{"type":"session.config"}', "missing_field"),
         ('{"type":"session.config","voice":"me","speed":9}', "invalid_field"),
-        ('{"type":"session.config","voice":"me","word_timestamps":true}', "invalid_field"),
+        ('{"type":"session.config","voice":"me","word_timestamps":true}', "invalid_field"),  # it needs stream_audio
         ("[]", "invalid_json"),
         ("{", "invalid_json"),
     ],

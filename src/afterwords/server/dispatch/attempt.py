@@ -12,6 +12,7 @@ from functools import partial
 from typing import BinaryIO, Final, cast
 
 from afterwords.errors import RecordingError, ServiceUnavailableError, SynthesisError
+from afterwords.models import WordTiming
 from afterwords.server.dispatch.audio_stream import AudioStream
 from afterwords.server.dispatch.claiming import OUTAGE, LeasedAttempt, retry_during_outage
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
@@ -232,7 +233,13 @@ class Attempt(LeasedAttempt):
         return utterance.synth_ms
 
     async def _write(self, message: Message) -> None:
-        self.audio.write(message.body, sample_rate=message.facts["sample_rate"], backend=self.backend.name)
+        words = message.facts.get("words")
+        self.audio.write(
+            message.body,
+            sample_rate=message.facts["sample_rate"],
+            backend=self.backend.name,
+            words=None if words is None else [WordTiming.model_validate(word) for word in words],
+        )
 
     async def _retry_held_up(self, call: Callable[[], Awaitable[None]]) -> None:
         """Retry during an outage, and let the dispatcher know that it lasts."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from afterwords.audio.wav import wav_header
 from afterwords.errors import SynthesisError
+from afterwords.models import WordTiming
 from afterwords.server.concurrency import Condition
 from afterwords.server.metrics import Metrics
 from afterwords.server.records import StoredJob
@@ -24,6 +25,7 @@ class AudioStream:
         file: In memory while it is short, then on disk; its header is valid once it is finished.
         attempt: Number of the attempt that writes it.
         sample_rate: In Hz; None before the first chunk.
+        words: The words in it; None if its attempt reports none.
         has_writer: An attempt writes it, or is about to.
         on_start: Called with the backend after the first chunk.
     """
@@ -33,6 +35,7 @@ class AudioStream:
         self.file = Spool(folder)
         self.attempt = 0
         self.sample_rate: int | None = None
+        self.words: list[WordTiming] | None = None
         self.backend = ""
         self.is_finished = False
         self.is_aborted = False
@@ -50,17 +53,20 @@ class AudioStream:
         """Duration so far, in seconds."""
         return (self.file.size_bytes - _HEADER_BYTES) / 2 / self.sample_rate if self.sample_rate else 0.0
 
-    def write(self, pcm: bytes, *, sample_rate: int, backend: str) -> None:
-        """Append a chunk.
+    def write(self, pcm: bytes, *, sample_rate: int, backend: str, words: Sequence[WordTiming] | None = None) -> None:
+        """Append a chunk, and the words in it.
 
         Raises:
             StorageFullError, StorageUnavailableError: It could not be kept; the call may be repeated.
         """
+        if pcm:
+            if not self.file.size_bytes:
+                self.file.write(wav_header(sample_rate, n_frames=0))
+            self.file.write(pcm)
+        if words is not None:
+            self.words = [*(self.words or ()), *words]
         if not pcm:
             return
-        if not self.file.size_bytes:
-            self.file.write(wav_header(sample_rate, n_frames=0))
-        self.file.write(pcm)
         is_first = not self.has_started
         self.sample_rate, self.backend = sample_rate, backend
         self.changed.notify_all()
@@ -104,6 +110,14 @@ class AudioListener:
     @property
     def attempt(self) -> int:
         return self._stream.attempt
+
+    @property
+    def words(self) -> Sequence[WordTiming] | None:
+        return None if self._stream.is_aborted else self._stream.words
+
+    @property
+    def duration_s(self) -> float:
+        return self._stream.duration_s
 
     async def wait_until_started(self) -> int | None:
         stream = self._stream

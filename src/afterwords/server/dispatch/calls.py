@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from afterwords.backends import registry
-from afterwords.backends.base import unspoken
+from afterwords.backends.base import has_timing, unspoken
 from afterwords.client.profiles import Access
 from afterwords.errors import InvalidOptionError, ServerSetupError, StaleAttemptError
 from afterwords.server.concurrency import Condition
@@ -132,6 +132,10 @@ class CallDispatcher:
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         return {name: backend.engine.prompt_version for name, backend in self._offered.items() if backend.engine}
+
+    @property
+    def timed(self) -> Set[str]:
+        return {name for name, backend in self._offered.items() if backend.engine and has_timing(backend.engine)}
 
     @property
     def prepares(self) -> Set[str]:

@@ -31,6 +31,7 @@ from afterwords.errors import (
 )
 from afterwords.models import new_id
 from afterwords.network import explain_network_errors, root_cause
+from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
 from afterwords.server.dispatch.protocol import (
     PART_MAX_BYTES,
@@ -349,7 +350,8 @@ class HttpJobQueue:
         number = claim.job.job_id, claim.job.attempt
         self._claims[number] = claim, claimed.token
         if claimed.is_streamed and self.streams is not None:
-            upload = asyncio.create_task(self._upload(claim, self.streams.listen(claim.job.job_id)))
+            listener = self.streams.listen(claim.job.job_id)
+            upload = asyncio.create_task(self._upload(claim, listener, takes_words=claimed.takes_words))
             self._uploads[number] = upload
             upload.add_done_callback(lambda _: self._uploads.pop(number, None))
         self._stop_watch(claim.job.job_id)
@@ -407,19 +409,31 @@ class HttpJobQueue:
         if len(data) <= CACHE_MAX_BYTES:
             self._cache[key] = data
 
-    async def _upload(self, claim: Claim, listener: AudioListener) -> None:
-        """Send the audio while it is generated. If that fails, the listener gets the rest with the result."""
+    async def _upload(self, claim: Claim, listener: AudioListener, *, takes_words: bool) -> None:
+        """Send the audio while it is generated, with its words if it has any and the server takes them.
+
+        If that fails, the server's listeners get the rest with the result.
+        """
         try:
             sample_rate = await listener.wait_until_started()
             if sample_rate is None:
                 return
 
-            async def pcm() -> AsyncGenerator[bytes, None]:
-                async for chunk in listener:
-                    yield chunk
+            has_words = takes_words and listener.words is not None
 
-            async with aclosing(pcm()) as content:
-                await self._send(claim, "POST", "stream", params={"sample_rate": str(sample_rate)}, content=content)
+            async def audio() -> AsyncGenerator[bytes, None]:
+                n_sent = 0
+                async for chunk in listener:
+                    if has_words:
+                        words = (listener.words or ())[n_sent:]
+                        n_sent += len(words)
+                        yield messages.pack("audio", chunk, words=[word.model_dump() for word in words])
+                    else:
+                        yield chunk
+
+            params = {"sample_rate": str(sample_rate), "has_words": str(has_words).lower()}
+            async with aclosing(audio()) as content:
+                await self._send(claim, "POST", "stream", params=params, content=content)
         except AfterwordsError as error:
             _log.debug("job %s: its audio was not streamed: %s", claim.job.job_id, error.code)
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -18,6 +19,9 @@ INVALID_PROMPT: Final = "invalid_prompt"
 _LENGTHS: Final = struct.Struct("!II")
 _HEADER_MAX_BYTES: Final = 1 << 20  # a text has at most 5,000 characters
 _BODY_MAX_BYTES: Final = 1 << 28  # a second of audio is 48 kB; prompts are smaller than their recordings
+
+
+_SHORT_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,34 @@ def read(file: BinaryIO) -> Message | None:
     return _parse(header, body) if len(body) == n_body else None
 
 
-def _unpack_lengths(head: bytes) -> tuple[int, int]:
+async def split(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:
+    """Yield the messages of a stream that is cut anywhere; each of them is short.
+
+    Raises:
+        MalformedMessageError: The bytes are not such messages.
+    """
+    data = bytearray()
+    async for piece in pieces:
+        data += piece
+        while len(data) >= _LENGTHS.size:
+            n_header, n_body = _unpack_lengths(data[: _LENGTHS.size])
+            body_at = _LENGTHS.size + n_header
+            if body_at + n_body > _SHORT_MAX_BYTES:
+                raise MalformedMessageError
+            if len(data) < body_at + n_body:
+                break
+            yield _parse(data[_LENGTHS.size : body_at], bytes(data[body_at : body_at + n_body]))
+            del data[: body_at + n_body]
+
+
+def _unpack_lengths(head: bytes | bytearray) -> tuple[int, int]:
     n_header, n_body = _LENGTHS.unpack(head)
     if n_header > _HEADER_MAX_BYTES or n_body > _BODY_MAX_BYTES:
         raise MalformedMessageError
     return n_header, n_body
 
 
-def _parse(header: bytes, body: bytes) -> Message:
+def _parse(header: bytes | bytearray, body: bytes) -> Message:
     try:
         facts = json.loads(header)
         return Message(facts.pop("kind"), facts, body)

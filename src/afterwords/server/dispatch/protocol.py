@@ -33,10 +33,15 @@ class _Part(BaseModel):
 
 
 class Offer(_Part):
-    """A backend that a worker can run."""
+    """A backend that a worker can run.
+
+    Attributes:
+        has_timing: The words of its speech have times. Older workers don't send it, and stream no words.
+    """
 
     languages: frozenset[Lang]
     prompt_version: Annotated[str, Field(max_length=200)]
+    has_timing: bool = False
 
 
 class Hello(_Part):
@@ -81,6 +86,7 @@ class ClaimedJob(_Part):
         traceparent: The span of the request.
         is_preparation: There is no text to speak: the voice is prepared.
         timestamps: When each character is spoken is wanted. Older workers ignore it.
+        takes_words: The words may be streamed with the audio, as messages `audio`. Older servers take PCM only.
     """
 
     token: str = Field(repr=False)
@@ -101,6 +107,7 @@ class ClaimedJob(_Part):
     traceparent: str | None = None
     is_preparation: bool = False
     timestamps: bool = False
+    takes_words: bool = False
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -124,6 +131,7 @@ class ClaimedJob(_Part):
             traceparent=job.traceparent,
             is_preparation=claim.is_preparation,
             timestamps=job.timestamps,
+            takes_words=True,
         )
 
     def as_claim(self) -> Claim:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,9 @@ from typing import BinaryIO, Final
 from cachetools import TTLCache
 
 from afterwords.errors import InvalidRequestError, StaleAttemptError
+from afterwords.models import WordTiming
 from afterwords.server.concurrency import ConcurrencyLimit
+from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStream, AudioStreams
 from afterwords.server.dispatch.claiming import OUTAGE, ClaimLoop
 from afterwords.server.dispatch.protocol import ClaimBody, EndBody, HeartbeatBody, Offer
@@ -133,6 +135,11 @@ class RemoteDispatcher:
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         return {name: offer.prompt_version for worker in self.workers for name, offer in worker.offers.items()}
+
+    @property
+    def timed(self) -> Set[str]:
+        offers = [offer for worker in self.workers for offer in worker.offers.items()]
+        return {name for name, offer in offers if offer.has_timing} - {n for n, o in offers if not o.has_timing}
 
     @property
     def prepares(self) -> Set[str]:
@@ -312,28 +319,35 @@ class RemoteDispatcher:
                 worker.seen = time.monotonic()
         return is_wanted
 
-    async def receive(self, job_id: str, number: int, pcm: AsyncIterator[bytes], *, sample_rate: int) -> None:
+    async def receive(
+        self, job_id: str, number: int, content: AsyncIterator[bytes], *, sample_rate: int, has_words: bool = False
+    ) -> None:
         """Pass the audio of an attempt on to its listeners while it arrives: mono 16-bit little-endian PCM.
 
         If the connection is lost, listeners get the rest once the job is ready.
 
+        Args:
+            has_words: The content is messages `audio`, with words.
+
         Raises:
             StaleAttemptError: The attempt is not one of this server, or its audio has been received before.
-            InvalidRequestError: The audio is longer than speech of the text can be.
+            InvalidRequestError: The audio or the words are more than speech of the text can be, or malformed.
         """
         attempt = self._find(job_id, number)
         if attempt is None or attempt.stream.has_started:
             raise StaleAttemptError
         job, stream, odd = attempt.claim.job, attempt.stream, b""
         longest_s = max_speech_s(job.text or "", speed=job.speed)
-        async for piece in pcm:
+        async for piece, words in _parse_audio(content, has_words=has_words):
             data = odd + piece
             odd = data[len(data) & ~1 :]
             if stream.is_finished:
                 raise StaleAttemptError
-            stream.write(data[: len(data) & ~1], sample_rate=sample_rate, backend=job.backend)
+            stream.write(data[: len(data) & ~1], sample_rate=sample_rate, backend=job.backend, words=words)
             if stream.duration_s > longest_s:
                 raise InvalidRequestError.too_large(maximum_bytes=round(2 * sample_rate * longest_s))
+            if len(stream.words or ()) > len(job.text or ""):
+                raise InvalidRequestError.invalid_field("words", rule="they must be the words of the text")
         stream.finish()
 
     async def complete(self, job_id: str, number: int | None, wav: BinaryIO, *, synth_ms: int | None) -> None:
@@ -385,6 +399,21 @@ class RemoteDispatcher:
                     _log.warning("job %s: its lease could not be checked: %s", job_id, type(error).__name__)
 
 
+async def _parse_audio(
+    content: AsyncIterator[bytes], *, has_words: bool
+) -> AsyncGenerator[tuple[bytes, list[WordTiming] | None], None]:
+    """Yield PCM, and the words in it if there are any."""
+    if not has_words:
+        async for pcm in content:
+            yield pcm, None
+        return
+    try:
+        async for message in messages.split(content):
+            yield message.body, [WordTiming.model_validate(word) for word in message.facts["words"]]
+    except (messages.MalformedMessageError, LookupError, TypeError, ValueError):
+        raise InvalidRequestError.invalid_field("words", rule="the audio must be messages with words") from None
+
+
 def _claimed_by(worker: str, body: ClaimBody) -> str:
     """Return what is stored with a claim: the worker, and by what it asks for the claim again."""
     return f"{worker}:{body.claim_id}"
@@ -415,6 +444,12 @@ class CombinedDispatcher:
     @property
     def prompt_versions(self) -> Mapping[str, str]:
         return {name: version for each in reversed(self._all) for name, version in each.prompt_versions.items()}
+
+    @property
+    def timed(self) -> Set[str]:
+        """Those that every dispatcher with the backend reports: each of them may run a job."""
+        timed = frozenset[str]().union(*(each.timed for each in self._all))
+        return {name for name in timed if all(name in each.timed for each in self._all if name in each.backends)}
 
     @property
     def prepares(self) -> Set[str]:

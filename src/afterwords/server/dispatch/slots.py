@@ -75,6 +75,10 @@ class SlotDispatcher(ABC):
         return {backend.name: backend.languages for backend in self._offered.values()}
 
     @property
+    def timed(self) -> Set[str]:
+        return {backend.name for backend in self._offered.values() if backend.has_timing}
+
+    @property
     def prepares(self) -> Set[str]:
         return frozenset()
 

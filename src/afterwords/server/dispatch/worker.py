@@ -26,7 +26,7 @@ from afterwords.backends.base import (
     ignore_progress,
 )
 from afterwords.errors import AfterwordsError
-from afterwords.models import Alignment, SpeechResult, SpeechTask
+from afterwords.models import Alignment, SpeechResult, SpeechTask, WordTiming
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import Aligner, speak
 
@@ -131,7 +131,8 @@ class Worker:
                 for pcm in stream:
                     if cancelled.is_set():
                         return {}
-                    send("audio", pcm, sample_rate=stream.sample_rate)
+                    words = [word.model_dump() for word in stream.words]
+                    send("audio", pcm, sample_rate=stream.sample_rate, **({"words": words} if stream.is_timed else {}))
                 if stream.timing is not None:
                     send("timing", stream.timing)
             return {"synth_ms": stream.result.synth_ms} if stream.result else {}
@@ -197,6 +198,8 @@ class PcmStream:
     Attributes:
         sample_rate: In Hz.
         new_prompt: The prompt made from the reference; None if the work had one.
+        is_timed: There is an aligner, and the engine reports words.
+        words: Words in the PCM that was read last, if it is timed.
         result: The figures, once all was read.
         timing: An `Alignment` as JSON, once all was read; None if there is no aligner.
     """
@@ -212,6 +215,8 @@ class PcmStream:
     ) -> None:
         self.sample_rate = engine.sample_rate
         self.new_prompt = new_prompt
+        self.is_timed = aligner is not None and aligner.is_timed
+        self.words: tuple[WordTiming, ...] = ()
         self.result: SpeechResult | None = None
         self.timing: bytes | None = None
         self._aligner = aligner
@@ -236,6 +241,7 @@ class PcmStream:
             n_frames += len(chunk.samples)
             if self._aligner:
                 self._aligner.add(chunk)
+            self.words = chunk.words
             yield pcm
             started = time.perf_counter()  # the reader's time is not counted
         if self._aligner:

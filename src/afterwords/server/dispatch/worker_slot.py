@@ -46,6 +46,7 @@ class BackendInfo:
     engine: str
     prompt_version: str
     languages: frozenset[str]
+    has_timing: bool
 
 
 class SlotUnavailableError(Exception):

@@ -22,7 +22,8 @@ from afterwords.server.records import Scope, StoredVoice
 from afterwords.server.routes.audio import encode_stream
 from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
 from afterwords.server.routes.responses import caller_of, state_of
-from afterwords.server.services.synthesis import SynthesisRequest
+from afterwords.server.routes.timing import SpokenText, check_timing
+from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
 from afterwords.server.sockets import FRAME_MAX_BYTES, INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
 
@@ -35,7 +36,7 @@ INACTIVITY_MAX_S: Final = 180.0
 @requires(Credential.XI_USER, Scope.SYNTHESIZE, answer_error=answer_error)
 async def speak_contexts(socket: Socket) -> None:
     """Speak several texts while they are being written, each with its context, as `multi-stream-input` does."""
-    session = await _Session.open(socket)
+    session = await _Session.open(socket, is_multi=True)
     await socket.accept()
     try:
         await session.receive_contexts()
@@ -55,7 +56,7 @@ async def speak_one(socket: Socket) -> None:
     """
     await socket.accept()
     try:
-        session = await _Session.open(socket)
+        session = await _Session.open(socket, is_multi=False)
         try:
             await session.receive_one()
         finally:
@@ -71,11 +72,64 @@ def _close_code(error: AfterwordsError) -> int:
     return INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION
 
 
+class _Characters:
+    """The characters of a context that have times, and were not sent yet.
+
+    In a message, times are counted from the end of the last character before it, as Pipecat does.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, int, int]] = []
+        self._sent_ms = 0
+
+    @property
+    def are_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    async def read(self, unit: LiveUnit, *, start_bytes: int) -> AsyncGenerator[bytes, None]:
+        """Yield the PCM of a unit, and collect the characters that start in a chunk before it."""
+        assert isinstance(unit.result, AcceptedJob), "speech with timestamps is not cached"
+        spoken = SpokenText(unit.connection, unit.text, unit.result)
+        n_bytes = 0
+
+        def collect(end_s: float) -> None:
+            found = spoken.take(end_s)
+            start_s = start_bytes / 2 / unit.sample_rate + unit.pause_s
+            for character, first_s, last_s in zip(found.characters, found.start_s, found.end_s, strict=True):
+                self._waiting.append((character, round(1000 * (start_s + first_s)), round(1000 * (start_s + last_s))))
+
+        async for chunk in unit.pcm():
+            n_bytes += len(chunk)
+            await spoken.update()
+            collect(n_bytes / 2 / unit.sample_rate - unit.pause_s)
+            yield chunk
+        await spoken.update(is_over=True)
+        collect(math.inf)
+        end_ms = round(1000 * (start_bytes + n_bytes) / 2 / unit.sample_rate)
+        if not unit.text[-1].isspace():  # Pipecat ends words at spaces, the last one, too
+            self._waiting.append((" ", end_ms, end_ms))
+
+    def take(self) -> dict[str, list[Any]]:
+        """Remove the characters, and return them as an alignment."""
+        if not self._waiting:
+            return {"chars": [], "charStartTimesMs": [], "charDurationsMs": []}
+        waiting, self._waiting = self._waiting, []
+        starts = [max(0, start_ms - self._sent_ms) for _, start_ms, _ in waiting]
+        ends = [max(0, end_ms - self._sent_ms) for _, _, end_ms in waiting]
+        self._sent_ms += ends[-1]
+        return {
+            "chars": [character for character, _, _ in waiting],
+            "charStartTimesMs": starts,
+            "charDurationsMs": [end - start for start, end in zip(starts, ends, strict=True)],
+        }
+
+
 class _Context:
     """One text and the task that sends its audio, as one encoded stream."""
 
     def __init__(self, session: _Session, reply: LiveReply, context_id: str | None) -> None:
         self.reply = reply
+        self._characters = _Characters() if session.has_timing else None
         self.is_ended = False
         self._session = session
         self._ids = {} if context_id is None else {"contextId": context_id}
@@ -102,9 +156,9 @@ class _Context:
                     async with aclosing(self._encode(first, units)) as encoded:
                         async for data in encoded:
                             for start in range(0, len(data), FRAME_MAX_BYTES):
-                                audio = b64encode(data[start : start + FRAME_MAX_BYTES]).decode()
-                                times = {"alignment": None, "normalizedAlignment": None}
-                                await socket.send_message({"audio": audio, "isFinal": None, **self._ids, **times})
+                                await self._send_audio(data[start : start + FRAME_MAX_BYTES])
+                if self._characters and self._characters.are_waiting:
+                    await self._send_audio(b"")
             await socket.send_message({"audio": None, "isFinal": True, **self._ids})
         except ClientDisconnect:
             return  # the session ends
@@ -116,12 +170,28 @@ class _Context:
                 raise failure from None
             await socket.send_message({"error": failure.message, "code": failure.code, **self._ids})
 
+    async def _send_audio(self, data: bytes) -> None:
+        alignment = self._characters.take() if self._characters else None
+        times = {"alignment": alignment, "normalizedAlignment": alignment}
+        message = {"audio": b64encode(data).decode(), "isFinal": None, **self._ids, **times}
+        await self._session.socket.send_message(message)
+
     def _encode(self, first: LiveUnit, rest: AsyncGenerator[LiveUnit, None]) -> AsyncGenerator[bytes, None]:
         async def pcm() -> AsyncGenerator[bytes, None]:
-            async for chunk in first.pcm():
+            n_bytes = 0
+
+            async def read(unit: LiveUnit) -> AsyncGenerator[bytes, None]:
+                nonlocal n_bytes
+                characters = self._characters if unit.is_timed else None
+                chunks = characters.read(unit, start_bytes=n_bytes) if characters else unit.pcm()
+                async for chunk in chunks:
+                    n_bytes += len(chunk)
+                    yield chunk
+
+            async for chunk in read(first):
                 yield chunk
             async for unit in rest:
-                async for chunk in unit.pcm():
+                async for chunk in read(unit):
                     yield chunk
 
         voice, encoding = self._session.voice, self._session.encoding
@@ -138,14 +208,18 @@ class _Session:
         self.socket = socket
         self.voice = voice
         self.encoding = encoding
+        self.has_timing = options.timestamps
         self._options = options
         self._inactivity_s = inactivity_s
         self._is_immediate = socket.query_params.get("auto_mode") == "true"
         self._contexts: dict[str, _Context] = {}
 
     @classmethod
-    async def open(cls, socket: Socket) -> _Session:
+    async def open(cls, socket: Socket, *, is_multi: bool) -> _Session:
         """Check path, query and quota.
+
+        LiveKit and Pipecat expect times on `multi-stream-input` by default, and speak without: there, they are sent if
+        the backend reports any.
 
         Raises:
             AfterwordsError: The voice or model is unknown, a parameter is invalid, or no characters are left.
@@ -165,6 +239,12 @@ class _Session:
         backend = find_backend(query.get("model_id"), state.dispatcher.backends)
         await check_quota(socket)
         options = SynthesisRequest(voice.voice_id, "", lang=query.get("language_code") or None, backend=backend)
+        wish = query.get("sync_alignment")
+        if is_multi:
+            has_timing = wish != "false" and state.synthesis.has_timing(voice, options)
+        elif has_timing := wish == "true":
+            check_timing(socket, voice, options)
+        options = replace(options, timestamps=has_timing, keeps_timing=False)
         return cls(socket, voice, options, encoding, min(max(inactivity_s, 1.0), INACTIVITY_MAX_S))
 
     async def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from bisect import bisect_left
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -31,6 +30,7 @@ from afterwords.server.records import Scope
 from afterwords.server.routes.audio import STREAM_WAIT_S, Wrap, speech_response
 from afterwords.server.routes.responses import VoiceId, caller_of, context_of, errors, state_of
 from afterwords.server.routes.schemas import ResponseBody
+from afterwords.server.routes.timing import SpokenText
 from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.synthesis import AcceptedJob
 from afterwords.speech import in_given_text
@@ -71,15 +71,25 @@ _TIMED: Final = {
 async def speak_with_timestamps(
     request: Request, voice_id: VoiceId, body: ElevenSpeechBody, output_format: OutputFormat = DEFAULT_FORMAT
 ) -> Response:
-    """Speak a text, and return the audio with the times of the characters, once all of it was spoken."""
+    """Speak a text, and return the audio with the times of the characters.
+
+    With `/stream`, it is sent while it is generated if the backend reports times, else once all of it was spoken.
+    """
     synthesis, caller = state_of(request).synthesis, caller_of(request)
     options, encoding = await parse_speech(request, voice_id, body, output_format)
     result = await synthesis.submit(caller, replace(options, timestamps=True), listen=True)
     assert isinstance(result, AcceptedJob), "speech with timestamps is not cached"
+    job_id = context_of(request).job_id = result.job.job_id
+    is_streamed = request.url.path.endswith("/stream/with-timestamps")
+    is_tagged = encoding.format is not SpeechFormat.MP3
+    if is_streamed and result.job.backend in state_of(request).dispatcher.timed:
+        lines = _make_lines(SpokenText(request, body.text, result), encoding)
+        response = await speech_response(request, result, encoding, is_tagged=is_tagged, wrap=lines)
+        response.headers["Content-Type"] = "application/x-ndjson"
+        return response
     if result.listener:  # the times are known at the end
         result.listener.close()
         result = replace(result, listener=None)
-    job_id = context_of(request).job_id = result.job.job_id
     try:
         job = await while_connected(request.receive, synthesis.get_job(caller, job_id, wait_s=STREAM_WAIT_S))
         if job.status is not JobStatus.READY and job.error != "timestamps_unavailable":
@@ -93,37 +103,35 @@ async def speak_with_timestamps(
     if spoken != body.text:
         words = in_given_text([*alignment.words], spoken, body.text)
         alignment = Alignment.from_words(body.text, words, alignment.end_s[-1])
-    is_streamed = request.url.path.endswith("/stream/with-timestamps")
-    wrap = _make_lines(alignment, encoding) if is_streamed else _make_object(alignment)
-    is_tagged = encoding.format is not SpeechFormat.MP3
+    wrap = _make_lines(SpokenText(request, body.text, result), encoding) if is_streamed else _make_object(alignment)
     response = await speech_response(request, result, encoding, is_tagged=is_tagged, wrap=wrap)
     response.headers["Content-Type"] = "application/x-ndjson" if is_streamed else "application/json"
     return response
 
 
-def _make_lines(alignment: Alignment, encoding: Encoding) -> Wrap:
-    """Return what makes a line of each part of the audio, with the characters that start in it."""
+def _make_lines(spoken: SpokenText, encoding: Encoding) -> Wrap:
+    """Return what makes lines of the audio, each with the characters that start in it, as far as they are known."""
     sample_bits = 8 if encoding.format in (SpeechFormat.MULAW, SpeechFormat.ALAW) else 16
     bytes_per_s = (encoding.bit_rate or sample_bits * (encoding.sample_rate or 0)) / 8
     step = min(int(LINE_MAX_S * bytes_per_s), LINE_MAX_BYTES)
 
     async def wrap(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        audio, n_bytes, first = b"", 0, 0
-
-        def line(end: int | None) -> bytes:
-            return b'{"audio_base64":"' + b64encode(audio[:step]) + _alignment_json(alignment, first, end) + b"\n"
-
+        n_bytes = 0
         async with aclosing(chunks):
             async for chunk in chunks:
-                audio += chunk
-                while len(audio) > step:
-                    n_bytes += step
-                    end = bisect_left(alignment.start_s, n_bytes / bytes_per_s, lo=first)
-                    yield line(end)
-                    audio, first = audio[step:], end
-        yield line(None)
+                for start in range(0, len(chunk), step):
+                    audio = chunk[start : start + step]
+                    n_bytes += len(audio)
+                    await spoken.update()
+                    yield _line(audio, spoken.take(n_bytes / bytes_per_s))
+        await spoken.update(is_over=True)
+        yield _line(b"", spoken.take())
 
     return wrap
+
+
+def _line(audio: bytes, alignment: Alignment) -> bytes:
+    return b'{"audio_base64":"' + b64encode(audio) + _alignment_json(alignment) + b"\n"
 
 
 def _make_object(alignment: Alignment) -> Wrap:
@@ -138,18 +146,17 @@ def _make_object(alignment: Alignment) -> Wrap:
                 end = len(audio) // 3 * 3  # base64 of other lengths ends with padding
                 yield b64encode(audio[:end])
                 rest = audio[end:]
-        yield b64encode(rest) + _alignment_json(alignment, 0, None)
+        yield b64encode(rest) + _alignment_json(alignment)
 
     return wrap
 
 
-def _alignment_json(alignment: Alignment, first: int, end: int | None) -> bytes:
+def _alignment_json(alignment: Alignment) -> bytes:
     """Return what follows the audio in an `ElevenTimedAudio`."""
-    part = slice(first, end)
     found = ElevenAlignment(
-        characters=[*alignment.characters[part]],
-        character_start_times_seconds=[*alignment.start_s[part]],
-        character_end_times_seconds=[*alignment.end_s[part]],
+        characters=[*alignment.characters],
+        character_start_times_seconds=[round(time_s, 3) for time_s in alignment.start_s],
+        character_end_times_seconds=[round(time_s, 3) for time_s in alignment.end_s],
     ).model_dump()
     shown = json.dumps(found, separators=(",", ":"))  # ASCII, since clients also split lines at U+2028
     return f'","alignment":{shown},"normalized_alignment":{shown}}}'.encode()

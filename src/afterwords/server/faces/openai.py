@@ -34,6 +34,7 @@ from afterwords.server.routes.responses import (
     state_of,
 )
 from afterwords.server.routes.schemas import RequestBody, ResponseBody, VoiceListed
+from afterwords.server.routes.timing import SpokenText, check_timing, word_times
 from afterwords.server.routes.voices import CHANGE, FORM_MAX_BYTES, UPLOAD, register_from_form
 from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
@@ -82,7 +83,7 @@ class SpeechBody(RequestBody):
     references: Any = None
     speaker_embedding: Any = None
     word_timestamps: bool | None = Field(
-        default=None, description="Refused: use `POST /v1/synthesize` with `timestamps`."
+        default=None, description="With `sse`: send events with the times of words; without it, refused."
     )
 
 
@@ -111,21 +112,25 @@ async def create_speech(request: Request, body: SpeechBody) -> Response:
     for field in _CLONING:
         if getattr(body, field) is not None:
             raise InvalidRequestError.invalid_field(field, rule="a voice is cloned when it is created")
-    if body.word_timestamps:
-        raise InvalidRequestError.invalid_field("word_timestamps", rule="only /v1/synthesize has timestamps")
+    if body.word_timestamps and body.stream_format != "sse":
+        raise InvalidRequestError.invalid_field("word_timestamps", rule="it needs the stream_format sse")
     name = body.voice.id if isinstance(body.voice, VoiceRef) else body.voice or body.speaker
     if name is None:
         raise InvalidRequestError.missing_field("voice")
     encoding = _encoding_of(body)
     language = (body.language or "auto").lower()
+    voice = await find_speaker(state.store, caller, name)
     options = SynthesisRequest(
-        voice_id=(await find_speaker(state.store, caller, name)).voice_id,
+        voice_id=voice.voice_id,
         text=body.input,
         lang=None if language == "auto" else LANGUAGES.get(language, language),
         backend=find_backend(body.model, state.dispatcher.backends),
         speed=1.0 if body.speed is None else body.speed,
         seed=body.seed,
+        timestamps=bool(body.word_timestamps),
     )
+    if body.word_timestamps:
+        check_timing(request, voice, options)
     result = await state.synthesis.submit(caller, options, listen=True)
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
@@ -133,7 +138,10 @@ async def create_speech(request: Request, body: SpeechBody) -> Response:
             # Some decoders refuse a header without the number of samples, which is known at the end.
             result.listener.close()
             result = replace(result, listener=None)
-    wrap = _make_events(len(body.input)) if body.stream_format == "sse" else None
+    spoken = (
+        SpokenText(request, body.input, result) if body.word_timestamps and isinstance(result, AcceptedJob) else None
+    )
+    wrap = _make_events(len(body.input), spoken) if body.stream_format == "sse" else None
     is_tagged = encoding.format is not SpeechFormat.MP3  # players break at ID3 where they expect a frame
     return await speech_response(request, result, encoding, is_tagged=is_tagged, wrap=wrap)
 
@@ -162,11 +170,24 @@ def find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:
     return model
 
 
-def _make_events(n_characters: int) -> Wrap:
+def _make_events(n_characters: int, spoken: SpokenText | None) -> Wrap:
+    """Return what makes events of audio; those with the times of words come before the audio that follows them."""
+
+    async def read_words(*, is_over: bool = False) -> bytes:
+        if spoken is None:
+            return b""
+        await spoken.update(is_over=is_over)
+        words = spoken.take_words()
+        return _event({"type": "speech.audio.timestamps", "words": word_times(words)}) if words else b""
+
     async def wrap(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async with aclosing(chunks):
             async for chunk in chunks:
+                if words := await read_words():
+                    yield words
                 yield _event({"type": "speech.audio.delta", "audio": b64encode(chunk).decode()})
+        if words := await read_words(is_over=True):
+            yield words
         usage = {"input_tokens": n_characters, "output_tokens": 0, "total_tokens": n_characters}
         yield _event({"type": "speech.audio.done", "usage": usage})
 

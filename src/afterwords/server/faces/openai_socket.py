@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections import deque
 from contextlib import aclosing
 from typing import Any, Final, Literal
@@ -21,7 +22,8 @@ from afterwords.server.routes.audio import encode_stream
 from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
 from afterwords.server.routes.responses import caller_of, state_of
 from afterwords.server.routes.schemas import RequestBody
-from afterwords.server.services.synthesis import SynthesisRequest
+from afterwords.server.routes.timing import SpokenText, check_timing, word_times
+from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
 from afterwords.server.sockets import INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
 
@@ -47,7 +49,9 @@ class SessionConfig(RequestBody):
     speed: Speed = Field(default=1.0, description="Speaking rate, 1 is the voice's own.")
     language: str | None = Field(default=None, description="Code or English name of the language, or Auto.")
     seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
-    word_timestamps: bool = Field(default=False, description="Refused: the socket has no timestamps.")
+    word_timestamps: bool = Field(
+        default=False, description="Send audio in JSON, and after each unit the times of its words."
+    )
 
 
 @requires(Credential.USER, Scope.SYNTHESIZE)
@@ -121,29 +125,36 @@ class _Session:
             first = error.errors(include_url=False)[0]
             param = ".".join(str(name) for name in first["loc"])
             raise InvalidRequestError.invalid_field(param, rule=first["msg"].lower()) from None
-        if config.word_timestamps:
-            raise InvalidRequestError.invalid_field("word_timestamps", rule="the socket has no timestamps")
+        if config.word_timestamps and not (config.stream_audio and config.response_format is SpeechFormat.PCM):
+            rule = "it needs stream_audio and the response_format pcm"
+            raise InvalidRequestError.invalid_field("word_timestamps", rule=rule)
         name = config.voice or config.speaker
         if name is None:
             raise InvalidRequestError.missing_field("voice")
-        self._voice = await find_speaker(state_of(self._socket).store, caller_of(self._socket), name)
-        self._config = config
+        voice = await find_speaker(state_of(self._socket).store, caller_of(self._socket), name)
+        if config.word_timestamps:
+            check_timing(self._socket, voice, self._options(config, voice))
+        self._config, self._voice = config, voice
 
-    async def _begin(self) -> LiveReply:
-        config, voice = self._config, self._voice
-        assert config is not None
-        assert voice is not None
+    def _options(self, config: SessionConfig, voice: StoredVoice) -> SynthesisRequest:
         language = (config.language or "auto").lower()
-        options = SynthesisRequest(
+        return SynthesisRequest(
             voice_id=voice.voice_id,
             text="",
             lang=None if language == "auto" else LANGUAGES.get(language, language),
             backend=find_backend(config.model, state_of(self._socket).dispatcher.backends),
             speed=config.speed,
             seed=config.seed,
+            timestamps=config.word_timestamps,
+            keeps_timing=False,
         )
+
+    async def _begin(self) -> LiveReply:
+        config, voice = self._config, self._voice
+        assert config is not None
+        assert voice is not None
         by = None if config.split_granularity == "none" else config.split_granularity
-        reply = LiveReply(self._socket, options, by)
+        reply = LiveReply(self._socket, self._options(config, voice), by)
         self._unspoken.append(reply)
         await self._replies.put((reply, config, voice))
         return reply
@@ -172,6 +183,8 @@ class _Session:
         begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
         source = {"voice_id": voice.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
         rate = {"sample_rate": encoding.rate_for(unit.sample_rate)} if config.stream_audio else {}
+        if config.word_timestamps:
+            rate["word_timestamps"] = True
         await self._socket.send_message({**begin, **source, **rate})
         tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
         n_bytes, whole = 0, bytearray()
@@ -179,13 +192,32 @@ class _Session:
         async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, tags)) as encoded:
             async for data in encoded:
                 n_bytes += len(data)
-                if config.stream_audio:
+                if config.word_timestamps:
+                    await self._send_chunk(data, place, n_bytes, rate["sample_rate"], None)
+                elif config.stream_audio:
                     await self._socket.send_audio(data)
                 else:
                     whole += data
-        await self._socket.send_audio(bytes(whole))
+        if config.word_timestamps:
+            times = None  # null means failed to vLLM-Omni
+            if unit.is_timed and isinstance(unit.result, AcceptedJob):
+                spoken = SpokenText(self._socket, unit.text, unit.result)
+                await spoken.update(is_over=True)
+                times = word_times(spoken.take_words(), start_s=unit.pause_s)
+            await self._send_chunk(b"", place, n_bytes, rate["sample_rate"], times)
+        else:
+            await self._socket.send_audio(bytes(whole))
         self.is_within_unit = False
         await self._socket.send_message({"type": "audio.done", **place, "total_bytes": n_bytes, "error": False})
+
+    async def _send_chunk(
+        self, pcm: bytes, place: dict[str, int], end_bytes: int, sample_rate: int, times: list[dict[str, Any]] | None
+    ) -> None:
+        """Send audio, or at the end of a unit all of its words, in the form of vLLM-Omni."""
+        end_ms, duration_ms = (round(500 * n_bytes / sample_rate) for n_bytes in (end_bytes, len(pcm)))
+        message = {"type": "audio.chunk", **place, "sample_rate": sample_rate, "timestamps": times}
+        position = {"chunk_start_ms": end_ms - duration_ms if pcm else 0, "chunk_end_ms": end_ms}
+        await self._socket.send_message({**message, **position, "audio_b64": b64encode(pcm).decode()})
 
 
 SOCKETS: Final = {"/v1/audio/speech/stream": speak_live}

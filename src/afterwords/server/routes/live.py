@@ -59,6 +59,12 @@ class LiveUnit:
     def backend(self) -> str:
         return self.result.job.backend if isinstance(self.result, AcceptedJob) else self.result.backend
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the words in its audio have times, once it was started. Those of another server have none."""
+        listener = self.result.listener if isinstance(self.result, AcceptedJob) else None
+        return listener is not None and listener.words is not None
+
     async def start(self) -> None:
         """Wait for the first audio.
 

@@ -296,11 +296,17 @@ async def put_timing(request: Request, job_id: JobId) -> Response:
 
 @router.post("/v1/jobs/{job_id}/stream", include_in_schema=False)
 @requires(Credential.ATTEMPT, max_body_bytes=None, is_live=True)
-async def stream(request: Request, job_id: JobId, sample_rate: Annotated[int, Query(ge=8_000, le=192_000)]) -> Response:
-    """Pass on the audio of an attempt while it is generated: mono 16-bit PCM."""
+async def stream(
+    request: Request,
+    job_id: JobId,
+    sample_rate: Annotated[int, Query(ge=8_000, le=192_000)],
+    has_words: Annotated[bool, Query()] = False,
+) -> Response:
+    """Pass on the audio of an attempt while it is generated: mono 16-bit PCM, or messages with it and its words."""
     workers = state_of(request).workers
     with workers.waiting.hold(job_id):
-        await workers.receive(job_id, _attempt(request), request.stream(), sample_rate=sample_rate)
+        content = request.stream()
+        await workers.receive(job_id, _attempt(request), content, sample_rate=sample_rate, has_words=has_words)
     return _ok()
 
 

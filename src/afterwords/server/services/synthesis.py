@@ -64,6 +64,7 @@ class SynthesisRequest:
     response_format: SpeechFormat = SpeechFormat.WAV
     webhook_url: str | None = None
     timestamps: bool = False
+    keeps_timing: bool = True
 
     @property
     def digest(self) -> str:
@@ -176,6 +177,8 @@ class Synthesis:
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or request.timestamps:
             parts = [key, request.response_format, request.webhook_url or "", *(["t"] if request.timestamps else [])]
+            if not request.keeps_timing:
+                parts.append("brief")
             flight_key = sha256("\0".join(parts).encode()).hexdigest()
         new = NewJob(
             job_id=new_id(),
@@ -194,6 +197,7 @@ class Synthesis:
             response_format=request.response_format,
             webhook_url=request.webhook_url,
             timestamps=request.timestamps,
+            keeps_timing=request.keeps_timing,
             character_limit=caller.character_limit,
         )
         with span("submit", backend=backend):
@@ -401,6 +405,17 @@ class Synthesis:
             why = "its worker can't find them" if job.timestamps else "it was submitted without them"
             raise UnavailableError(f"The job has no timestamps: {why}.", code=code)
         return Alignment.model_validate_json(timing)
+
+    def has_timing(self, voice: StoredVoice, request: SynthesisRequest) -> bool:
+        """Return whether the words of a request have times while they are spoken.
+
+        Raises:
+            InvalidInputError, UnsupportedLangError: The server does not offer its backend or language.
+        """
+        backend, _ = self.catalog.for_speech(
+            request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
+        )
+        return backend in self.dispatcher.timed
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a pending job, and refund it.

@@ -7,7 +7,19 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, literal, literal_column, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, SubscriptionError, UnauthorizedError, VoiceNotFoundError
@@ -79,8 +91,7 @@ _ADD_WEBHOOK = Insert(webhooks, webhooks.c.keys())
 
 def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
     """Return the UPDATE that makes jobs final, for `end`. The caller adds the condition."""
-    if status is not JobStatus.READY:
-        values["timing"] = None
+    values["timing"] = case((jobs.c.keeps_timing, jobs.c.timing), else_=None) if status is JobStatus.READY else None
     return (
         update(jobs)
         .values(status=status, completed_at=bindparam("ended_at"), text=None, lease_expires=None, **values)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, inspect, text
 from afterwords.errors import ServerSetupError, pip_install
 from afterwords.server.store.schema import server
 
-HEAD: Final = "0016"
+HEAD: Final = "0017"
 """The schema version of this release."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SECRET_BYTES: Final = 32

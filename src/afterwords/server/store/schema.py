@@ -25,6 +25,7 @@ from sqlalchemy import (
     false,
     literal_column,
     text,
+    true,
 )
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
@@ -250,6 +251,7 @@ jobs: Final = Table(
     Column("traceparent", String(55)),
     Column("timestamps", Boolean, nullable=False, server_default=false()),  # requested, so `timing` is stored
     Column("timing", VanishingText),  # with the text; NULL unless the job is ready, or about to be
+    Column("keeps_timing", Boolean, nullable=False, server_default=true()),  # or `timing` is removed with the text
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
     sqlite_autoincrement=True,

@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from afterwords.backends import registry
-from afterwords.backends.base import unspoken
+from afterwords.backends.base import has_timing, unspoken
 from afterwords.errors import MissingExtraError, UnreachableError
 from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
@@ -84,7 +84,13 @@ class GatewayProcess(WorkerProcess):
         elif message.kind == "pool":
             self._reported = asyncio.get_running_loop().time()
             self.backends = {
-                name: BackendInfo(name, found["engine"], found["prompt_version"], frozenset(found["languages"]))
+                name: BackendInfo(
+                    name,
+                    found["engine"],
+                    found["prompt_version"],
+                    frozenset(found["languages"]),
+                    found["has_timing"],
+                )
                 for name, found in facts["backends"].items()
                 if "engine" in found
             }
@@ -195,7 +201,9 @@ class RayDispatcher(SlotDispatcher):
         found = registry.backends(config)
         self._engines = {each.name: each.engine for each in found if each.engine is not None}
         self._named = {
-            name: BackendInfo(name, engine.backends[0], engine.prompt_version, engine.languages(name))
+            name: BackendInfo(
+                name, engine.backends[0], engine.prompt_version, engine.languages(name), has_timing(engine)
+            )
             for name, engine in self._engines.items()
             if name in (settings.backends or ())
         }
