@@ -34,7 +34,11 @@ STEEPEST = 0.2 * 2 * np.pi * 800 / SAMPLE_RATE + 2 / 32768
 def open_socket(served: Served | InProcess, key: str | None = None, **headers: str) -> ClientConnection:
     url = served.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
     return connect(
-        url, additional_headers={"Authorization": f"Bearer {key or served.key}", **headers}, proxy=None, max_size=65_535
+        url,
+        additional_headers={"Authorization": f"Bearer {key or served.key}", **headers},
+        proxy=None,
+        max_size=65_535,
+        ping_interval=None,  # on a busy machine, the answer may wait behind audio that is not read yet
     )
 
 
@@ -170,13 +174,13 @@ def test_texts_that_wait_hold_back_the_messages(served: Served) -> None:
 
 
 def test_session_is_not_idle_while_it_speaks(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_socket, "IDLE_S", 1.0)
+    monkeypatch.setattr(openai_socket, "IDLE_S", 0.5)
     with open_socket(in_process) as socket:
         configure(socket)
-        send(socket, "input.text", text="".join(f"Number {number}: {SLOW}.\n\n" for number in range(60)))
+        send(socket, "input.text", text="".join(f"Number {number}: {SLOW}.\n\n" for number in range(20)))
         messages, _ = receive(socket, "error")  # the end of the last sentence is open
     assert messages[-1]["code"] == "request_timeout"
-    assert messages[-2] == {**messages[-2], "type": "audio.done", "sentence_index": 58}
+    assert messages[-2] == {**messages[-2], "type": "audio.done", "sentence_index": 18}
 
 
 def test_long_text_is_split_in_slices() -> None:
