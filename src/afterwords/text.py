@@ -449,8 +449,10 @@ def read_pieces(source: BufferedReader) -> Iterator[str]:
     """
     decoder = getincrementaldecoder("utf-8-sig")()
     n_bytes = 0
+    # Past the buffer: if a thread holds its lock when the program ends, Python aborts.
+    unbuffered = getattr(source, "raw", source)
     try:
-        while data := source.read1(64 * 1024):
+        while data := unbuffered.read(64 * 1024):
             yield decoder.decode(data)
             n_bytes += len(data)
         yield decoder.decode(b"", final=True)

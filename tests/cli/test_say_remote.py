@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from afterwords.errors import pip_install
 from afterwords.provenance import verify
 from tests.audio.test_devices import CARD, needs_alsa
 from tests.cli.conftest import UseServer
-from tests.cli.program import list_files, run
+from tests.cli.program import COMMAND, environment, list_files, run
 from tests.e2e.served import Served, register, submit_text, wait_for_job
 from tests.hosted.service import HostedService
 
@@ -322,3 +325,81 @@ def test_missing_extra_prints_pip_command() -> None:
     message = run("say", TEXT, "--remote", python=absent).expect_error(1, "missing_extra")
 
     assert pip_install("play") in message
+
+
+# -- text that is still being written ---------------------------------------------------------------------------
+
+
+def _begin_live(*options: str) -> subprocess.Popen[bytes]:
+    """Start a program that speaks into stdout, and write a sentence and a half to it."""
+    command = [*COMMAND, "say", "-", "--live", "--remote", "-o", "-", "--format", "pcm", *options]
+    process = subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"Good morning to you. It is l")
+    process.stdin.flush()
+    return process
+
+
+@pytest.mark.usefixtures("server")
+def test_live_text_is_spoken_while_stdin_is_open() -> None:
+    with _begin_live() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sound = process.stdout.read(2 * round(20 * SECONDS_PER_CHARACTER * SAMPLE_RATE))
+        process.stdin.write(b"ate.")
+        process.stdin.close()
+        sound += process.stdout.read()
+
+    assert process.returncode == 0
+    duration_s = len(sound) / 2 / SAMPLE_RATE
+    assert duration_s == pytest.approx(32 * SECONDS_PER_CHARACTER + 0.16, abs=0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT to send")
+@pytest.mark.usefixtures("server")
+def test_interrupt_stops_a_live_text() -> None:
+    with _begin_live() as process:
+        assert process.stdout is not None
+        assert process.stdout.read(8000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130  # though stdin is open
+
+
+@pytest.mark.usefixtures("server")
+def test_error_ends_a_live_text_while_stdin_is_open() -> None:
+    with _begin_live("--voice", "absent") as process:
+        assert process.wait(120) == 4
+        assert process.stderr is not None
+        assert process.stderr.read().startswith(b"Error (voice_not_found): ")
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("ending", ["wav", "mp3", "opus"])
+def test_live_text_is_written_to_a_file(ending: str, tmp_path: Path) -> None:
+    words = ("say", "-", "--live", "--remote", "-o", f"a.{ending}", "--json")
+    done = run(*words, stdin=b"Good morning to you. It is late.", cwd=tmp_path)
+
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert (facts["voice"], facts["backend"], facts["job_id"]) == ("me", "tone", None)
+    assert decode(tmp_path / f"a.{ending}").duration_s == pytest.approx(facts["duration_s"], abs=0.1)
+    mark = verify(tmp_path / f"a.{ending}")
+    assert mark is not None
+    assert mark.voice_name == "me"
+
+
+@needs_alsa
+@pytest.mark.usefixtures("server")
+def test_live_text_is_played(tmp_path: Path) -> None:
+    (tmp_path / "asoundrc").write_text(CARD)
+    env = {"ALSA_CONFIG_PATH": str(tmp_path / "asoundrc")}
+    done = run("say", "-", "--live", "--remote", stdin=b"Good morning to you. It is late.", cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    assert (tmp_path / "played.raw").stat().st_size >= 4 * 2.0 * SAMPLE_RATE
+
+
+def test_live_text_has_no_job_to_wait_for() -> None:
+    message = run("say", "-", "--live", "--remote", "--timeout", "5").expect_error(2, "usage")
+    assert "--timeout" in message

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from afterwords.audio.wav import Samples
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import AudioOutput
-    from afterwords.client import Client, RemoteJob, RemoteSpeech
+    from afterwords.client import Client, LiveSpeech, RemoteJob, RemoteSpeech
     from afterwords.models import Alignment, SpeechOptions, Voice
     from afterwords.speech import Speech
 
@@ -125,7 +125,7 @@ def say(
     times: dict[str, Path | None] = {"--srt": srt, "--vtt": vtt, "--timing": timing}
     ways_out = {"--out": out, "--format": format, "--play/--no-play": play, **times, "--timeout": timeout}
     if live:
-        _check_live(text, is_whole=dry_run, has_times=any(times.values()), on_server=is_remote(remote, profile))
+        _check_live(text, needs_whole=dry_run or any(times.values()) or timeout is not None)
     if dry_run and (useless := [name for name, value in ways_out.items() if value is not None]):
         raise output.UsageError(
             f"--dry-run writes and plays nothing, so it can't be combined with {', '.join(useless)}.",
@@ -165,18 +165,16 @@ def say(
             _print_result(request, *_say_here(request), as_json=as_json)
 
 
-def _check_live(text: str | None, *, is_whole: bool, has_times: bool, on_server: bool) -> None:
+def _check_live(text: str | None, *, needs_whole: bool) -> None:
     if text != "-":
         raise output.UsageError(
             "--live reads a text that is still being written from stdin.", hint="say - --live, or remove --live."
         )
-    if is_whole or has_times:
+    if needs_whole:
         raise output.UsageError(
-            "--dry-run, --srt, --vtt and --timing need the whole text, which --live does not have.",
+            "--dry-run, --srt, --vtt, --timing and --timeout need the whole text, which --live does not have.",
             hint="remove --live.",
         )
-    if on_server:
-        raise output.UsageError("--live speaks on this machine only.", hint="remove --remote.")
 
 
 def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as_json: bool) -> None:
@@ -312,23 +310,29 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     from afterwords.markup import parse
     from afterwords.text import check_text
 
-    assert isinstance(request.text, str), "a live text is spoken here"
-    _note_all(parse(check_text(request.text)).notices)
-    options = {**request.options.model_dump(), "timestamps": bool(request.timing)}
+    text, options = request.text, request.options.model_dump()
+    if isinstance(text, str):
+        _note_all(parse(check_text(text)).notices)
     with connect(profile) as client:
         voice = _choose_voice(client, request, profile)
-        done: RemoteSpeech | RemoteJob
+        done: RemoteSpeech | LiveSpeech | RemoteJob
         duration_s: float | None
-        if request.is_played:
-            from afterwords.audio.devices import play
-
+        if request.is_played or not isinstance(text, str):
             with ExitStack() as stack:
                 with output.waiting("waiting for the speech"):
-                    stream = client.stream(request.text, voice=voice, **options)
-                    done = stack.enter_context(stream)
+                    if isinstance(text, str):
+                        stream = client.stream(text, voice=voice, timestamps=bool(request.timing), **options)
+                        done = stack.enter_context(stream)
+                    else:
+                        done = stack.enter_context(client.speak(text, voice=voice, **options))
                 samples = _SampleStream(done, request.destination, stack)
-                with output.waiting("playing; Ctrl-C stops it, and the job"):
-                    play(samples, done.sample_rate)
+                if request.is_played:
+                    from afterwords.audio.devices import play
+
+                    with output.waiting("playing; Ctrl-C stops it, and the job"):
+                        play(samples, done.sample_rate)
+                else:
+                    samples.write()
             duration_s = samples.duration_s
         else:
             done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
@@ -417,7 +421,9 @@ def _download_speech(
 class _SampleStream:
     """The samples of streamed speech; each chunk is written to the output, if there is one, before it is yielded."""
 
-    def __init__(self, speech: Speech | RemoteSpeech, destination: AudioOutput | None, stack: ExitStack) -> None:
+    def __init__(
+        self, speech: Speech | RemoteSpeech | LiveSpeech, destination: AudioOutput | None, stack: ExitStack
+    ) -> None:
         self._speech = speech
         self._writer: AudioWriter | None = None
         self.duration_s = 0.0
