@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi.routing import APIRoute, APIWebSocketRoute
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from afterwords.audio.wav import canonical_wav
@@ -110,24 +111,40 @@ def test_every_route_declares_its_requirements() -> None:
     needed = {socket.endpoint.requirements for socket in SOCKETS}  # type: ignore[attr-defined]
     assert {(each.credential, each.scope) for each in needed} == {
         (Credential.USER, Scope.SYNTHESIZE),
-        (Credential.XI_USER, Scope.SYNTHESIZE),
+        (Credential.XI_SOCKET, Scope.SYNTHESIZE),
     }
     assert {path for method, path in CALLS if (method, path) not in GUARDED} == PUBLIC | PAGES | SIGNED | LOCAL
 
 
+def open_with(url: str, secret: str) -> None:
+    """Open a WebSocket, and read the refusal up to the end of the connection."""
+    with connect(url, additional_headers={"Authorization": f"Bearer {secret}"}, proxy=None) as socket:
+        assert json.loads(socket.recv(60))["error"] == "unauthorized"
+        socket.recv(60)
+
+
 @pytest.mark.parametrize("path", [socket.path for socket in SOCKETS])
 def test_socket_accepts_only_keys(served: Served, path: str) -> None:
+    url = served.url.replace("http", "ws", 1) + path
     for secret in ("", "aw_" + "a" * 43, ADMIN_SECRET, CALLBACK_SECRET):
-        with (
-            pytest.raises(InvalidStatus) as refused,
-            connect(
-                served.url.replace("http", "ws", 1) + path,
-                additional_headers={"Authorization": f"Bearer {secret}"},
-                proxy=None,
-            ),
-        ):
+        with pytest.raises((InvalidStatus, ConnectionClosed)) as refused:
+            open_with(url, secret)
+        if path.endswith("/stream-input"):  # which reports it in a message
+            assert isinstance(refused.value, ConnectionClosed)
+            assert refused.value.rcvd is not None
+            assert refused.value.rcvd.code == 1008
+        else:
+            assert isinstance(refused.value, InvalidStatus)
+            assert refused.value.response.status_code == 401
+
+
+@pytest.mark.parametrize("path", [socket.path for socket in SOCKETS])
+def test_socket_refuses_foreign_pages_before_it_opens(served: Served, path: str) -> None:
+    url = served.url.replace("http", "ws", 1) + path
+    for header in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        with pytest.raises(InvalidStatus) as refused, connect(url, additional_headers=header, proxy=None):
             pass
-        assert refused.value.response.status_code == 401
+        assert refused.value.response.status_code == 400
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)

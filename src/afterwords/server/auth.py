@@ -66,6 +66,7 @@ class Credential(StrEnum):
     PUBLIC = "public"
     USER = "user"
     XI_USER = "user, whose key may be in the header xi-api-key"
+    XI_SOCKET = "user, whose key may be in the header xi-api-key, or in the first message of the WebSocket"
     LIST = "user; nothing where AFTERWORDS_LIST_VOICES_OF is set"
     SESSION = "cookie of a browser that signed in with a user's key"
     ADMIN = "admin"
@@ -256,7 +257,7 @@ class Authenticator:
                 return await self._authenticate_worker(credential, job_id, secret)
             if credential is Credential.METRICS and _is_equal(self._metrics, secret):
                 return Identity()
-            is_of_users = credential in (Credential.USER, Credential.XI_USER, Credential.LIST)
+            is_of_users = credential in (Credential.USER, Credential.XI_USER, Credential.XI_SOCKET, Credential.LIST)
             if not is_of_users and _is_equal(self._admin, secret):
                 if self._is_guessable and self._failures:
                     self._failures.check(self.client_address(peer, forwarded))

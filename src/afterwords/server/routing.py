@@ -344,7 +344,8 @@ class RequestContext:
         authenticator = self.state.authenticator
         self.check_host()
         authorization = self.headers.get(b"authorization", [])
-        if requirements.credential is Credential.XI_USER and (keys := self.headers.get(b"xi-api-key")):
+        takes_xi_key = requirements.credential in (Credential.XI_USER, Credential.XI_SOCKET)
+        if takes_xi_key and (keys := self.headers.get(b"xi-api-key")):
             authorization = [b"Bearer " + key for key in keys]
         self.identity = await authenticator.authenticate(
             requirements,

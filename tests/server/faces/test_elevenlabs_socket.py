@@ -25,13 +25,18 @@ STEEPEST = 0.2 * 2 * np.pi * 800 / RATE + 2 / 32768
 """Largest step between two samples of the highest tone."""
 
 
+WRONG_KEY = "aw_" + "x" * 40
+
+
 def open_socket(
     served: Served | InProcess, path: str, *, key: str | None = None, voice: str = "me", **query: str
 ) -> Any:
     parameters = {"model_id": "eleven_flash_v2_5", "output_format": "pcm_24000", **query}
     url = f"{served.url.replace('http', 'ws', 1)}/elevenlabs/v1/text-to-speech/{voice}/{path}"
     url += "?" + "&".join(f"{name}={value}" for name, value in parameters.items())
-    return connect(url, additional_headers={"xi-api-key": key or served.key}, proxy=None, max_size=65_535)
+    return connect(
+        url, additional_headers={"xi-api-key": served.key if key is None else key}, proxy=None, max_size=65_535
+    )
 
 
 def send(socket: ClientConnection, **message: Any) -> None:
@@ -191,7 +196,7 @@ def test_unexpected_failure_is_an_error_without_its_message(
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"key": "aw_" + "x" * 40}, 401),
+        ({"key": WRONG_KEY}, 401),
         ({"voice": "someone"}, 404),
         ({"output_format": "mp3"}, 422),
         ({"model_id": "eleven_v4"}, 404),
@@ -234,3 +239,43 @@ def test_stream_input_refuses_by_a_message(served: Served) -> None:
             socket.recv(timeout=60)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
+
+
+# -- keys -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["multi-stream-input", "stream-input"])
+@pytest.mark.parametrize("name", ["xi_api_key", "authorization"])
+def test_key_can_be_in_the_first_message(served: Served, path: str, name: str) -> None:
+    key = served.key if name == "xi_api_key" else f"Bearer {served.key}"
+    is_multi = path == "multi-stream-input"
+    ids = {"context_id": "c"} if is_multi else {}
+    with open_socket(served, path, key="") as socket:
+        send(socket, text=" ", **{name: key}, **ids)
+        send(socket, text="A sentence with a key. ", **ids)
+        send(socket, **({"close_context": True, **ids} if is_multi else {"text": ""}))
+        check_tone(receive(socket, "c" if is_multi else None), 22)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("multi-stream-input", {"text": " ", "xi_api_key": WRONG_KEY}),
+        ("multi-stream-input", {"text": "Hello. ", "context_id": "c"}),
+        ("stream-input", {"text": " ", "xi_api_key": WRONG_KEY}),
+        ("stream-input", {"text": " ", "xi_api_key": 7}),
+        ("stream-input", None),
+    ],
+)
+def test_wrong_key_is_a_message_and_closes(served: Served, path: str, message: dict[str, Any] | None) -> None:
+    with open_socket(served, path, key="" if message else WRONG_KEY) as socket:
+        if message:
+            send(socket, **message)
+        answer = json.loads(socket.recv(timeout=60))
+        assert "API key" in answer.get("message", answer["error"])
+        assert (answer["error"], answer["code"])[path == "multi-stream-input"] == "unauthorized"
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert WRONG_KEY not in served.log.read_text()

@@ -275,6 +275,7 @@ def test_unexpected_failure_closes_without_its_message(
     monkeypatch.setattr(openai_socket, "find_speaker", fail)
     with open_socket(in_process) as socket:
         configure(socket)
+        assert receive(socket, "error")[0][-1]["code"] == "internal_error"
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv(timeout=60)
     assert closed.value.rcvd is not None

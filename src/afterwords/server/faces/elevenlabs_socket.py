@@ -25,7 +25,7 @@ from afterwords.server.routes.responses import caller_of, state_of
 from afterwords.server.routes.timing import SpokenText, check_timing
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
-from afterwords.server.sockets import FRAME_MAX_BYTES, INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
+from afterwords.server.sockets import FRAME_MAX_BYTES, Socket, SocketRoute, close_code, run_until_first
 
 CONTEXTS_MAX: Final = 5
 INACTIVITY_S: Final = 20.0
@@ -33,43 +33,27 @@ INACTIVITY_S: Final = 20.0
 INACTIVITY_MAX_S: Final = 180.0
 
 
-@requires(Credential.XI_USER, Scope.SYNTHESIZE, answer_error=answer_error)
+@requires(Credential.XI_SOCKET, Scope.SYNTHESIZE, answer_error=answer_error)
 async def speak_contexts(socket: Socket) -> None:
     """Speak several texts while they are being written, each with its context, as `multi-stream-input` does."""
     session = await _Session.open(socket, is_multi=True)
     await socket.accept()
     try:
         await session.receive_contexts()
-        await socket.end()
-    except AfterwordsError as error:
-        await socket.send_message({"error": error.message, "code": error.code})
-        await socket.end(_close_code(error), error.message)
     finally:
         await session.close()
+    await socket.end()
 
 
-@requires(Credential.XI_USER, Scope.SYNTHESIZE, answer_error=answer_error)
+@requires(Credential.XI_SOCKET, Scope.SYNTHESIZE, answer_error=answer_error)
 async def speak_one(socket: Socket) -> None:
-    """Speak one text while it is being written, as `stream-input` does.
-
-    ElevenLabs' client understands errors only as a message on an open connection.
-    """
-    await socket.accept()
+    """Speak one text while it is being written, as `stream-input` does."""
+    session = await _Session.open(socket, is_multi=False)
     try:
-        session = await _Session.open(socket, is_multi=False)
-        try:
-            await session.receive_one()
-        finally:
-            await session.close()
-        await socket.end()
-    except AfterwordsError as error:
-        code = _close_code(error)
-        await socket.send_message({"message": error.message, "error": error.code, "code": code})
-        await socket.end(code, error.message)
-
-
-def _close_code(error: AfterwordsError) -> int:
-    return INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION
+        await session.receive_one()
+    finally:
+        await session.close()
+    await socket.end()
 
 
 class _Characters:
@@ -333,6 +317,12 @@ class _Session:
 
 
 SOCKETS: Final = {
-    "/elevenlabs/v1/text-to-speech/{voice_id}/multi-stream-input": speak_contexts,
-    "/elevenlabs/v1/text-to-speech/{voice_id}/stream-input": speak_one,
+    "/elevenlabs/v1/text-to-speech/{voice_id}/multi-stream-input": SocketRoute(
+        speak_contexts, lambda error: {"error": error.message, "code": error.code}
+    ),
+    "/elevenlabs/v1/text-to-speech/{voice_id}/stream-input": SocketRoute(
+        speak_one,
+        lambda error: {"message": error.message, "error": error.code, "code": close_code(error)},
+        is_accepted_first=True,  # ElevenLabs' client understands errors only as a message
+    ),
 }

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
-from starlette.requests import ClientDisconnect
 
 from afterwords.audio.encoding import Encoding
 from afterwords.errors import AfterwordsError, InvalidRequestError
@@ -25,7 +24,7 @@ from afterwords.server.routes.schemas import RequestBody
 from afterwords.server.routes.timing import SpokenText, check_timing, word_times
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
-from afterwords.server.sockets import INTERNAL_ERROR, POLICY_VIOLATION, Socket, run_until_first
+from afterwords.server.sockets import Socket, SocketRoute, run_until_first
 
 CONFIG_S: Final = 10.0
 """Time for the first message, `session.config`."""
@@ -60,18 +59,13 @@ async def speak_live(socket: Socket) -> None:
     await check_quota(socket)
     await socket.accept()
     session = _Session(socket)
-    try:
-        await run_until_first(session.receive(), session.speak())
-        await socket.end()
-    except (AfterwordsError, ClientDisconnect) as error:
-        if isinstance(error, ClientDisconnect):
-            raise
-        partial = {"partial_audio": True, "action": "discard"} if session.is_within_unit else {}
-        details = {"message": error.message, "code": error.code, "status": error.http_status}
-        if error.retry_after_s is not None:
-            details["retry_after_s"] = error.retry_after_s
-        await socket.send_message({"type": "error", **details, **partial})
-        await socket.end(INTERNAL_ERROR if error.http_status >= 500 else POLICY_VIOLATION, error.message)
+    await run_until_first(session.receive(), session.speak())
+    await socket.end()
+
+
+def _describe_error(error: AfterwordsError) -> dict[str, Any]:
+    wait = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+    return {"type": "error", "message": error.message, "code": error.code, "status": error.http_status, **wait}
 
 
 class _Session:
@@ -82,7 +76,6 @@ class _Session:
         self._reply: LiveReply | None = None  # whose text is being written
         self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue(REPLIES_MAX)
         self._unspoken: deque[LiveReply] = deque()
-        self.is_within_unit = False
 
     async def receive(self) -> None:
         """Receive until the client closes the session.
@@ -188,7 +181,8 @@ class _Session:
         await self._socket.send_message({**begin, **source, **rate})
         tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
         n_bytes, whole = 0, bytearray()
-        self.is_within_unit = config.stream_audio
+        if config.stream_audio:
+            self._socket.error_details = {"partial_audio": True, "action": "discard"}
         async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, tags)) as encoded:
             async for data in encoded:
                 n_bytes += len(data)
@@ -207,7 +201,7 @@ class _Session:
             await self._send_chunk(b"", place, n_bytes, rate["sample_rate"], times)
         else:
             await self._socket.send_audio(bytes(whole))
-        self.is_within_unit = False
+        self._socket.error_details = {}
         await self._socket.send_message({"type": "audio.done", **place, "total_bytes": n_bytes, "error": False})
 
     async def _send_chunk(
@@ -220,4 +214,4 @@ class _Session:
         await self._socket.send_message({**message, **position, "audio_b64": b64encode(pcm).decode()})
 
 
-SOCKETS: Final = {"/v1/audio/speech/stream": speak_live}
+SOCKETS: Final = {"/v1/audio/speech/stream": SocketRoute(speak_live, _describe_error)}
