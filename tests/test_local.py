@@ -36,6 +36,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     pip_install,
 )
+from afterwords.models import SpeechTask
 from afterwords.text import SENTENCE_PAUSE_S
 from tests.conftest import READER, clipped
 from tests.error_codes import has_code
@@ -549,14 +550,17 @@ def test_take_speaks_for_its_emotion(tmp_path: Path) -> None:
     audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
     happy = aw.clone(audio.save(tmp_path / "happy.wav"), name="me", emotion="Happy", consent="self")
     assert (happy.name, happy.family, happy.emotion) == ("me-happy", "me", "happy")
-    assert aw.stream("Hi.", voice="me", emotion="happy").voice.voice_id == happy.voice_id
+    with pytest.warns(TextWarning, match="tone keeps the timbre"):
+        assert aw.stream("Hi.", voice="me", emotion="happy").voice.voice_id == happy.voice_id
     assert aw.stream("Hi.", voice="me").voice.voice_id == me.voice_id
     aw.rename("me", "my voice")  # the family remains
-    assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
+    with pytest.warns(TextWarning):
+        assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
     bundle = aw.export_voice(happy, tmp_path / "happy.zip")
     aw.remove(happy)
     assert aw.import_voice(bundle).emotion == "happy"
-    assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
+    with pytest.warns(TextWarning):
+        assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
 
 
 def test_unknown_take_lists_the_others() -> None:
@@ -588,3 +592,30 @@ def test_take_of_an_emotion_is_unique() -> None:
     with pytest.raises(VoiceExistsError):
         clone(emotion="happy")
     assert clone(emotion="happy", replace=True).emotion == "happy"
+
+
+def test_tag_in_text_speaks_with_a_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    me, happy = clone(), clone(emotion="happy")
+    spoken: list[tuple[str, str]] = []
+    synthesize = ToneEngine.synthesize
+
+    def record(self: ToneEngine, task: SpeechTask) -> Any:
+        spoken.append((task.text.strip(), task.voice_id))
+        return synthesize(self, task)
+
+    monkeypatch.setattr(ToneEngine, "synthesize", record)
+    text = "Good. [happy] We won! [neutral] Bye. [sad] No."
+    with pytest.warns(TextWarning):
+        speech = aw.stream(text, voice="me", timestamps=True)
+    audio = speech.audio()
+    assert spoken == [("Good.", me.voice_id), ("We won!", happy.voice_id), ("Bye. [sad] No.", me.voice_id)]
+    assert ["no take of that name" in speech.notices[0], "keeps the timbre" in speech.notices[1]] == [True, True]
+    assert audio.alignment is not None
+    assert [word.text for word in audio.alignment.words] == ["Good.", "We", "won!", "Bye.", "[sad]", "No."]
+
+
+def test_take_of_an_engine_that_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clone()
+    clone(emotion="happy")
+    monkeypatch.setattr(ToneEngine, "continues_recording", True, raising=False)
+    assert aw.stream("[happy] We won!", voice="me").notices == ()

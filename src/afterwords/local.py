@@ -18,7 +18,7 @@ from afterwords.audio.audio import Audio, decode
 from afterwords.audio.output import write_atomically
 from afterwords.audio.wav import read_wav
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Progress, Reference, ignore_progress, unspoken
+from afterwords.backends.base import Engine, Progress, Reference, continues_recording, ignore_progress, unspoken
 from afterwords.config import Config, load_config
 from afterwords.disk import read_stream
 from afterwords.errors import (
@@ -39,7 +39,7 @@ from afterwords.errors import (
 from afterwords.library.bundle import Bundle, pack, read_bundle, unpack
 from afterwords.library.library import Library
 from afterwords.library.prompts import find_equal_prompt, find_prompt, prompt_key, save_bundled_prompts, usable_prompts
-from afterwords.library.takes import check_emotion, find_take
+from afterwords.library.takes import NEUTRAL, check_emotion, find_take, takes
 from afterwords.markup import parse
 from afterwords.models import (
     Consent,
@@ -564,10 +564,17 @@ def stream(
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
-    script = parse(text) if isinstance(text, str) else None
+    palette = takes(voices.list(), speaker) if speaker.family else {}
+    script = parse(text, emotions=[*palette, NEUTRAL] if palette else ()) if isinstance(text, str) else None
+    used = (
+        {each.emotion: palette[each.emotion] for each in script.segments if each.emotion in palette} if script else {}
+    )
+    notices = script.notices if script else ()
+    if (used or speaker.emotion) and not continues_recording(engine):
+        notices += (f"{chosen.name} keeps the timbre of a take, but not its emotion.",)
     if words := unspoken(engine, script.text) if script else []:
         _warn_left_out(chosen.name)
-    for notice in script.notices if script else ():
+    for notice in notices:
         warnings.warn(notice, TextWarning, stacklevel=2)
     make_task = partial(
         SpeechTask,
@@ -585,11 +592,17 @@ def stream(
         )
         return speech
     task = make_task(text=text)
+    other_takes = {
+        emotion: make_task(
+            text=text, voice_id=take.voice_id, prompt=_get_prompt(voices, take, engine, chosen.name, progress)
+        )
+        for emotion, take in used.items()
+    }
     return make_speech(
-        speak(engine, task, options.speed, progress),
+        speak(engine, task, options.speed, progress, script=script, takes=other_takes),
         left_out=tuple(words),
-        notices=script.notices if script else (),
-        _aligner=Aligner(engine, task, given) if timestamps else None,
+        notices=notices,
+        _aligner=Aligner(engine, task, given, script) if timestamps else None,
         _progress=progress,
     )
 

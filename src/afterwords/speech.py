@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError, TextError
-from afterwords.markup import parse
+from afterwords.markup import Script, parse
 from afterwords.models import (
     SPEED_MAX,
     SPEED_MIN,
@@ -43,16 +43,17 @@ class Aligner:
         engine: The engine that speaks.
         task: What it speaks.
         text: The text as the user gave it, before it was validated.
+        script: The markup of the text; None reads it.
 
     Raises:
         UnavailableError: The engine reports no times, and faster-whisper is not installed.
     """
 
-    def __init__(self, engine: Engine, task: SpeechTask, text: str) -> None:
+    def __init__(self, engine: Engine, task: SpeechTask, text: str, script: Script | None = None) -> None:
         self.is_timed = has_timing(engine)
         if not self.is_timed:
             check_aligner(f"The backend {task.backend} reports")
-        self._sample_rate, self._task, self._text = engine.sample_rate, task, text
+        self._sample_rate, self._task, self._text, self._script = engine.sample_rate, task, text, script
         self._words: list[WordTiming] = []
         self._samples: list[Samples] = []
         self._n_samples = 0
@@ -77,7 +78,7 @@ class Aligner:
         import numpy as np
 
         audio = Audio(np.concatenate([np.zeros(0, np.float32), *self._samples]), self._sample_rate)
-        script = parse(self._task.text)
+        script = self._script or parse(self._task.text)
         if script.text == self._task.text:
             return align(audio, self._text, lang=self._task.lang, progress=progress)
         found = align(audio, script.text, lang=self._task.lang, progress=progress)
@@ -184,18 +185,34 @@ class Speech:
         )
 
 
-def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) -> Generator[Chunk, None, None]:
+def speak(
+    engine: Engine,
+    task: SpeechTask,
+    speed: float,
+    progress: Progress,
+    *,
+    script: Script | None = None,
+    takes: Mapping[str, SpeechTask] | None = None,
+) -> Generator[Chunk, None, None]:
     """Generate the chunks of a task, whose text may have markup, at a speed.
 
     Words of the chunks have their positions in the text with markup. An unexpected error of an engine becomes a
     SynthesisError.
+
+    Args:
+        engine: The engine that speaks.
+        task: What it speaks.
+        speed: Speaking rate.
+        progress: Called with the progress.
+        script: The markup of the text; None reads it.
+        takes: The same task with the prompt of another take of the voice, by emotion.
 
     Raises:
         TextError: As for `parse`.
     """
     import numpy as np
 
-    script = parse(task.text)
+    script = script or parse(task.text)
     expected_s = script.expected_s(speed=speed)
     n_samples = 0
     last = 0.0
@@ -209,7 +226,7 @@ def speak(engine: Engine, task: SpeechTask, speed: float, progress: Progress) ->
             yield Chunk(np.zeros(n_silent, np.float32))
         if not segment.text:
             continue
-        part = task.model_copy(update={"text": segment.text})
+        part = (takes or {}).get(segment.emotion or "", task).model_copy(update={"text": segment.text})
         rate = min(SPEED_MAX, max(SPEED_MIN, speed * segment.rate))
         with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate)) as chunks:
             for chunk in chunks:

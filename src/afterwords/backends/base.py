@@ -115,6 +115,11 @@ def has_timing(engine: Engine) -> bool:
     return bool(getattr(engine, "has_timing", False))
 
 
+def continues_recording(engine: Engine) -> bool:
+    """Return whether speech has the emotion of the reference, by an engine's optional attribute of that name."""
+    return bool(getattr(engine, "continues_recording", False))
+
+
 @runtime_checkable
 class Engine(Protocol):
     """A plug-in that runs one or more backends on this machine.

@@ -11,6 +11,9 @@ from afterwords.models import Voice
 RESERVED = frozenset({"pause", "voice"})
 """Names that markup uses, and a take can't have."""
 
+NEUTRAL = "neutral"
+"""Returns to the voice itself in a text, unless a take has this name."""
+
 _EMOTION = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 

@@ -40,6 +40,7 @@ class Qwen3Engine(ABC):
     sample_rate = 24_000
     max_concurrent: int
     prompt_version: str
+    continues_recording = True
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
