@@ -93,7 +93,7 @@ $(VENV)/.lite: pyproject.toml | $(VENV)/pyvenv.cfg
 
 $(VENV)/.dev: pyproject.toml scripts/system-packages | $(VENV)/pyvenv.cfg
 	sh scripts/system-packages
-	$(INSTALL) --editable ".[lite,cuda,mlx,play,transcribe,server,wyoming,postgres,ray,otel,billing]" --group dev --group docs
+	$(INSTALL) --editable ".[lite,pocket,cuda,mlx,play,transcribe,server,wyoming,postgres,ray,otel,billing]" --group dev --group docs
 	touch $@
 
 clean:

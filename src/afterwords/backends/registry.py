@@ -18,7 +18,7 @@ from afterwords.errors import BackendUnavailableError, InvalidInputError, Unsupp
 from afterwords.network import turn_off_telemetry
 
 GROUP: Final = "afterwords.engines"
-PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "lite")
+PREFERENCE: Final = ("qwen3-1.7b", "qwen3-0.6b", "pocket", "lite")
 """The first choices of `auto`; other backends follow by name."""
 HIDDEN: Final = frozenset({"tone"})
 _NO_ENGINE: Final = Unavailable(
