@@ -239,7 +239,7 @@ class Authenticator:
         if credential is Credential.SESSION:
             if (caller := await self.find_session(cookies)) is None:
                 raise UnauthorizedError("You are not signed in.", hint="sign in with your API key.")
-            self._check_rate(caller)
+            self.check_rate(caller)
             return Identity(caller=caller)
         is_open_here = credential is Credential.LOCAL_OR_ADMIN or (
             credential is Credential.METRICS and self._metrics is None
@@ -276,7 +276,7 @@ class Authenticator:
         if requirements.scope and caller.scopes and requirements.scope not in caller.scopes:
             scope = requirements.scope
             raise InsufficientScopeError(f"The key lacks the scope {scope}.", hint=f"use a key with the scope {scope}.")
-        self._check_rate(caller)
+        self.check_rate(caller)
         return Identity(caller=caller, key_sha256=digest(secret))
 
     async def sign_in(self, secret: str, *, peer: str, forwarded: Sequence[bytes]) -> str:
@@ -326,7 +326,8 @@ class Authenticator:
         address = _parse_address(peer)
         return address is not None and address.is_loopback and not self.settings.public_names
 
-    def _check_rate(self, caller: records.Caller) -> None:
+    def check_rate(self, caller: records.Caller) -> None:
+        """Count a request of a key and of its account; raise LimitError if one of them is over its rate."""
         rates = [(self._rate, caller.spending_id, "key")]
         if caller.plan is not None:
             rates.append(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,25 @@ class InProcess:
     key: str
 
 
+@contextmanager
+def running(home: Path, **settings: Any) -> Iterator[InProcess]:
+    loaded = load_settings(home=home, backends="tone", admin_secret=ADMIN_SECRET, **settings)
+    with RunningApp(create_app(loaded)) as app:
+        with app.client() as admin:
+            key = admin.post("/v1/keys").json()["api_key"]
+        with app.client(key) as client:
+            register(client, name="me")
+        yield InProcess(app.url, key)
+
+
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[InProcess]:
-    settings = load_settings(home=tmp_path / "home", backends="tone", admin_secret=ADMIN_SECRET)
-    with RunningApp(create_app(settings)) as running:
-        with running.client() as admin:
-            key = admin.post("/v1/keys").json()["api_key"]
-        with running.client(key) as client:
-            register(client, name="me")
-        yield InProcess(running.url, key)
+    with running(tmp_path / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Iterator[InProcess]:
+    """Yield a server that allows two texts in a minute, after the request that made the voice."""
+    with running(tmp_path / "home", rate_limit=3) as server:
+        yield server

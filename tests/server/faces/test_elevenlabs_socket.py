@@ -211,6 +211,17 @@ def test_handshake_is_refused_in_their_shape(served: Served, change: dict[str, s
     assert json.loads(refused.value.response.body)["error"]["code"] == status
 
 
+def test_context_over_the_rate_leaves_the_others(limited: InProcess) -> None:
+    with open_socket(limited, "multi-stream-input") as socket:
+        for context_id in "abc":  # the voice was a request, too
+            send(socket, text="A sentence. ", context_id=context_id)
+        refusal = json.loads(socket.recv(timeout=60))
+        assert (refusal["code"], refusal["contextId"]) == ("rate_limited", "c")
+        for context_id in "ab":
+            send(socket, context_id=context_id, close_context=True)
+            receive(socket, context_id)
+
+
 # -- stream-input -----------------------------------------------------------------------------------------------
 
 

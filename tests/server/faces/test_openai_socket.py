@@ -284,6 +284,21 @@ def test_unexpected_failure_closes_without_its_message(
     assert "a secret" not in caplog.text
 
 
+def test_each_text_counts_for_the_rate(limited: InProcess) -> None:
+    with open_socket(limited) as socket:
+        configure(socket)
+        for number in range(3):  # the voice was a request, too
+            send(socket, "input.text", text=f"Text {number}.")
+            send(socket, "input.done")
+        refusal = receive(socket, "error")[0][-1]
+        assert (refusal["code"], refusal["status"]) == ("rate_limited", 429)
+        assert 1 <= refusal["retry_after_s"] <= 61
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=60)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+
+
 # -- what is not sent --------------------------------------------------------------------------------------------
 
 

@@ -197,6 +197,7 @@ class _Session:
         self._inactivity_s = inactivity_s
         self._is_immediate = socket.query_params.get("auto_mode") == "true"
         self._contexts: dict[str, _Context] = {}
+        self._is_first = True
 
     @classmethod
     async def open(cls, socket: Socket, *, is_multi: bool) -> _Session:
@@ -246,14 +247,12 @@ class _Session:
                 raise InvalidRequestError.invalid_field("context_id", rule="it must be a string")
             context = self._contexts.get(context_id)
             if context is None and message.get("text"):
-                n_open = sum(not context.task.done() for context in self._contexts.values())
-                if n_open >= CONTEXTS_MAX:
-                    error = LimitError(f"{CONTEXTS_MAX} contexts are open.", code="too_many_concurrent_requests")
-                    await self.socket.send_message(
-                        {"error": error.message, "code": error.code, "contextId": context_id}
-                    )
+                try:
+                    context = self._begin(message, context_id)
+                except LimitError as error:
+                    refusal = {"error": error.message, "code": error.code, "contextId": context_id}
+                    await self.socket.send_message(refusal)
                     continue
-                context = self._begin(message, context_id)
             if context is None or context.task.done():  # a keep-alive, or a context that has ended
                 continue
             await self._feed(context, message)
@@ -291,8 +290,19 @@ class _Session:
                 return message
 
     def _begin(self, message: dict[str, Any], context_id: str | None) -> _Context:
+        """Begin a text.
+
+        Raises:
+            InvalidRequestError: The speed is invalid.
+            LimitError: Too many texts are open, or the key or its account has used its rate.
+        """
         for done in [key for key, context in self._contexts.items() if context.task.done()]:
             del self._contexts[done]
+        if len(self._contexts) >= CONTEXTS_MAX:
+            raise LimitError(f"{CONTEXTS_MAX} contexts are open.", code="too_many_concurrent_requests")
+        if not self._is_first:  # the handshake counts for the first
+            state_of(self.socket).authenticator.check_rate(caller_of(self.socket))
+        self._is_first = False
         settings = message.get("voice_settings") or {}
         speed = settings.get("speed") if isinstance(settings, dict) else None
         options = self._options

@@ -76,6 +76,7 @@ class _Session:
         self._reply: LiveReply | None = None  # whose text is being written
         self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue(REPLIES_MAX)
         self._unspoken: deque[LiveReply] = deque()
+        self._is_first = True
 
     async def receive(self) -> None:
         """Receive until the client closes the session.
@@ -146,6 +147,9 @@ class _Session:
         config, voice = self._config, self._voice
         assert config is not None
         assert voice is not None
+        if not self._is_first:  # the handshake counts for the first
+            state_of(self._socket).authenticator.check_rate(caller_of(self._socket))
+        self._is_first = False
         by = None if config.split_granularity == "none" else config.split_granularity
         reply = LiveReply(self._socket, self._options(config, voice), by)
         self._unspoken.append(reply)
