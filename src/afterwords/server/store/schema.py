@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
     exists,
     false,
     literal_column,
@@ -56,7 +58,7 @@ accounts: Final = Table(
     metadata,
     Column("account_id", ID, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
-    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see migration 0006
+    Column("stored_bytes", BigInteger, nullable=False, server_default="0"),  # updated by triggers, see below
     Column("plan", Text),  # NULL: unlimited
     Column("period_start", UtcTime),  # of the subscription; NULL: calendar months, UTC
     Column("period_end", UtcTime),
@@ -364,3 +366,33 @@ tombstones: Final = Table(  # of a deleted voice; one for each transaction that 
 )
 IS_KEPT: Final = ~exists().where(tombstones.c.voice_id == voices.c.voice_id)
 """The voice was not deleted. Rows of a deleted voice may remain for a while."""
+
+# -- bytes stored per account, see migration 0006 -------------------------------------------------------------
+
+_REFERENCE: Final = "2 * CAST(round({0}.ref_duration_s * {0}.ref_sample_rate) AS INTEGER)"
+_OWNER: Final = "(SELECT account_id FROM voices WHERE voice_id = {0}.voice_id)"
+_OLD, _NEW = _REFERENCE.format("OLD"), _REFERENCE.format("NEW")
+_CHANGES: Final = (
+    ("AFTER INSERT ON voices", _NEW, "NEW.account_id"),
+    ("AFTER UPDATE OF ref_duration_s, ref_sample_rate ON voices", f"{_NEW} - {_OLD}", "NEW.account_id"),
+    (
+        "BEFORE DELETE ON voices",
+        f"-{_OLD} - coalesce((SELECT sum(size_bytes) FROM cache WHERE voice_id = OLD.voice_id), 0)",
+        "OLD.account_id",
+    ),
+    (
+        "AFTER UPDATE OF audio_bytes ON jobs",
+        "coalesce(NEW.audio_bytes, 0) - coalesce(OLD.audio_bytes, 0)",
+        "NEW.account_id",
+    ),
+    ("AFTER DELETE ON jobs", "-coalesce(OLD.audio_bytes, 0)", "OLD.account_id"),
+    ("AFTER INSERT ON cache", "NEW.size_bytes", _OWNER.format("NEW")),
+    ("AFTER UPDATE OF size_bytes ON cache", "NEW.size_bytes - OLD.size_bytes", _OWNER.format("NEW")),
+    ("AFTER DELETE ON cache", "-OLD.size_bytes", _OWNER.format("OLD")),
+)
+for _number, (_when, _bytes, _whose) in enumerate(_CHANGES, start=1):
+    _trigger = (
+        f"CREATE TRIGGER stored_bytes_{_number} {_when} BEGIN UPDATE accounts "
+        f"SET stored_bytes = stored_bytes + ({_bytes}) WHERE account_id = {_whose}; END"
+    )
+    event.listen(metadata, "after_create", DDL(_trigger).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]
