@@ -21,7 +21,10 @@ STATUSES = {
     (401, 3): "admin_required not_logged_in unauthorized",
     (402, 6): "subscription_inactive",
     (403, 3): "insufficient_scope",
-    (404, 4): "billing_disabled customer_not_found hub_missing job_not_found job_not_ready key_not_found "
+    (
+        404,
+        4,
+    ): "billing_disabled consent_not_found customer_not_found hub_missing job_not_found job_not_ready key_not_found "
     "model_not_found not_found unknown_model voice_not_found",
     (405, 5): "method_not_allowed",
     (426, 5): "worker_protocol",

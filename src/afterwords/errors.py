@@ -306,6 +306,7 @@ class NotFoundError(AfterwordsError, code="not_found", http_status=404, exit_cod
         "job_not_ready": Code(hint="wait until its status is ready."),
         "key_not_found": Code(message="There is no such key.", hint="`afterwords keys list` lists the keys."),
         **dict.fromkeys(("unknown_model", "billing_disabled", "customer_not_found", "model_not_found"), Code()),
+        "consent_not_found": Code(message="There is no such recording of consent."),
     }
 
 

@@ -83,6 +83,8 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
         body = {"json": {"voice": ids.get("voice_id", UNKNOWN_ID)}}
     elif path == "/v1/audio/speech":
         body = {"json": {"voice": ids.get("voice_id", UNKNOWN_ID), "input": "hi"}}
+    elif method == "POST" and path == "/v1/audio/voice_consents/{consent_id}":
+        body = {"json": {"name": "changed"}}
     elif path.startswith("/elevenlabs/v1/text-to-speech/"):
         body = {"json": {"text": "hi"}}
     elif path == "/elevenlabs/v1/voices/{voice_id}/edit":
@@ -232,6 +234,8 @@ class Tenant:
         self.alias = f"alias of {self.voice_id}"
         assert self.client.put(f"/v1/aliases/{self.alias}", json={"voice": self.voice_id}).is_success
         self.key_id = self.client.get("/v1/keys").json()[0]["key_id"]
+        form, files = {"name": "me", "language": "en"}, {"recording": ("me.wav", WAV)}
+        self.consent_id = self.client.post("/v1/audio/voice_consents", data=form, files=files).json()["id"]
 
     def __enter__(self) -> Tenant:
         return self
@@ -241,7 +245,8 @@ class Tenant:
 
     @property
     def ids(self) -> dict[str, str]:
-        return {"voice_id": self.voice_id, "job_id": self.job_id, "key_id": self.key_id, "alias": self.alias}
+        names = ("voice_id", "job_id", "key_id", "alias", "consent_id")
+        return {name: getattr(self, name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +266,7 @@ def gone(served: Served) -> Iterator[Tenant]:
     """Return the IDs of a deleted voice and a revoked key."""
     with Tenant(served) as tenant:
         tenant.client.delete(f"/v1/voices/{tenant.voice_id}")
+        tenant.client.delete(f"/v1/audio/voice_consents/{tenant.consent_id}")
         tenant.client.delete(f"/v1/keys/{tenant.key_id}")
         yield tenant
 

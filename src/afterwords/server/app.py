@@ -18,7 +18,15 @@ from afterwords.errors import NotFoundError, ServerSetupError
 from afterwords.server.app_state import open_server
 from afterwords.server.auth import Credential, Requirements, requires
 from afterwords.server.concurrency import in_thread
-from afterwords.server.faces import elevenlabs, elevenlabs_socket, elevenlabs_timestamps, openai, openai_socket
+from afterwords.server.faces import (
+    elevenlabs,
+    elevenlabs_socket,
+    elevenlabs_timestamps,
+    openai,
+    openai_batch,
+    openai_consents,
+    openai_socket,
+)
 from afterwords.server.routes import aliases, billing, health, keys, metrics, speech, voices, workers
 from afterwords.server.routes.reference import page_response, render_page
 from afterwords.server.routes.responses import COMMON, FORBIDDEN, SUSPENDED
@@ -152,6 +160,8 @@ def _add_routes(to: APIRouter, lifetime: Lifetime) -> type[ApiRoute]:
         speech,
         health,
         openai,
+        openai_batch,
+        openai_consents,
         elevenlabs,
         elevenlabs_timestamps,
         voices,

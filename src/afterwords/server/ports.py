@@ -30,6 +30,7 @@ from afterwords.server.records import (
     QueueState,
     ReapResult,
     StoredCheckout,
+    StoredConsent,
     StoredCustomer,
     StoredJob,
     StoredSubscription,
@@ -226,6 +227,23 @@ class Store(Protocol):
 
     async def list_aliases(self, *, account_id: str) -> list[Alias]:
         """Return the aliases of an account, sorted."""
+
+    async def add_consent(self, consent: StoredConsent, recording: bytes) -> None:
+        """Add a recording of consent. Raises QuotaExceededError if the account has too many."""
+
+    async def get_consent(self, consent_id: str, *, account_id: str) -> StoredConsent | None: ...
+
+    async def read_consent(self, consent_id: str, *, account_id: str) -> bytes | None:
+        """Return the recording."""
+
+    async def list_consents(self, *, account_id: str, limit: int, after: str | None) -> list[StoredConsent]:
+        """Return the recordings of an account, newest first."""
+
+    async def rename_consent(self, consent_id: str, *, account_id: str, name: str) -> bool:
+        """Return False if the account has no such recording."""
+
+    async def remove_consent(self, consent_id: str, *, account_id: str) -> bool:
+        """Delete a recording. Return False if the account has no such recording."""
 
     async def set_alias(self, alias: str, voice_id: str, *, account_id: str) -> bool:
         """Add or change an alias, which ends with its voice. Return False if the account has no such voice."""

@@ -208,6 +208,23 @@ class CacheEntry:
     synth_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredConsent:
+    """A recording of the consent of a speaker.
+
+    Attributes:
+        lang: Language of the recording, a BCP 47 tag as the client sent it.
+        sha256: Digest of the recording as it is stored, a canonical WAV file.
+    """
+
+    consent_id: str
+    account_id: str
+    name: str
+    lang: str
+    sha256: str
+    created_at: datetime
+
+
 # -- jobs ----------------------------------------------------------------------------------------------------
 
 

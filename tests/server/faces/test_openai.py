@@ -6,6 +6,7 @@ import io
 import json
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,55 @@ def test_javascript_clients_speak(served: Served, tmp_path: Path) -> None:
     )
     assert seen["aiSdk"]["mediaType"] == "audio/mpeg"
     assert seen["aiSdk"]["size"] > 5_000
+
+
+# -- consents and batches -------------------------------------------------------------------------------------
+
+
+def test_consent_is_kept_for_a_voice_until_it_is_deleted(served: Served) -> None:
+    key = served.new_key()
+    with connect(served, key) as client, served.client(key) as http:
+        consents = client.audio.voice_consents
+        made = [consents.create(name=f"Ann {n}", language="en-US", recording=("ann.wav", RECORDING)) for n in range(3)]
+        assert [consent.id for consent in consents.list(limit=2)] == [consent.id for consent in reversed(made)]
+        assert consents.update(made[0].id, name="Ann").name == consents.retrieve(made[0].id).name == "Ann"
+        sample = ("me.wav", RECORDING)
+        voice = client.audio.voices.create(name="ann", audio_sample=sample, consent=made[0].id)
+        shown = http.get(f"/v1/voices/{voice.id}").json()
+        wav = http.get(f"/v1/audio/voice_consents/{made[0].id}/audio").content
+        assert shown["consent"]["kind"] == "granted"
+        kept = {"id": made[0].id, "name": "Ann", "sha256": sha256(wav).hexdigest()}
+        assert shown["metadata"] == {"consent_recording": kept}
+        assert consents.delete(made[0].id).deleted
+        with pytest.raises(openai.NotFoundError):
+            consents.retrieve(made[0].id)
+        with pytest.raises(openai.NotFoundError):
+            client.audio.voices.create(name="bob", audio_sample=sample, consent=made[0].id)
+        assert http.get(f"/v1/voices/{voice.id}").json()["metadata"]["consent_recording"] == kept
+        with pytest.raises(openai.UnprocessableEntityError):
+            client.audio.voices.create(name="bob", audio_sample=sample, consent="yes")
+    with connect(served) as other, pytest.raises(openai.NotFoundError):
+        other.audio.voice_consents.retrieve(made[1].id)
+
+
+def test_batch_speaks_each_text_or_says_why_not(http: httpx.Client) -> None:
+    items: list[dict[str, Any]] = [
+        {"input": "The first of a batch."},
+        {"input": "The second, in another voice.", "voice": "another"},
+        {"input": "The third, faster.", "response_format": "pcm", "speed": 2.0, "voice": "alloy"},
+        {"input": "fault-fail in a batch"},
+        {"input": "The first of a batch.", "unknown": 1},
+    ]
+    answer = http.post("/v1/audio/speech/batch", json={"items": items, "speaker": "me"}).json()
+    assert (answer["total"], answer["succeeded"], answer["failed"]) == (5, 3, 2)
+    results = answer["results"]
+    assert [result["index"] for result in results] == [0, 1, 2, 3, 4]
+    assert [result["media_type"] for result in results] == ["audio/wav", None, "audio/pcm", None, "audio/wav"]
+    check_tone(b64decode(results[0]["audio_data"]), "wav", items[0]["input"])
+    assert len(b64decode(results[2]["audio_data"])) == 2 * round(24_000 * SECONDS_PER_CHARACTER * 18 / 2)
+    assert results[0]["audio_data"] == results[4]["audio_data"]
+    assert "no such voice" in results[1]["error"]
+    assert results[0]["usage"] == {"input_tokens": 21, "output_tokens": 0, "total_tokens": 21}
+    invalid: list[list[dict[str, Any]]] = [[], 33 * items[:1], [{}]]
+    for wrong in invalid:
+        assert http.post("/v1/audio/speech/batch", json={"items": wrong}).status_code in (400, 422)

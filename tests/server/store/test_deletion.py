@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from afterwords.server.records import VoiceChanges
+from afterwords.models import new_id
+from afterwords.server.records import StoredConsent, VoiceChanges
 from tests.contracts.store_world import World, audio
 from tests.server.store.second_process import second_process
 
@@ -61,6 +62,22 @@ async def test_log_in_use_by_another_process_is_truncated_later(world: World, fo
     await world.store.reap(max_attempts=3)
 
     assert find_words(folder, "CANARY-TRANSCRIPT") == set()
+
+
+async def test_deleted_recording_of_consent_leaves_no_byte(world: World, folder: Path) -> None:
+    ann, bob = await world.caller("ann"), await world.caller("bob")
+    for caller, word in ((ann, b"CANARY-ANN!"), (ann, b"CANARY-TWO!"), (bob, b"CANARY-BOB!")):
+        consent = StoredConsent(new_id(), caller.account_id, "me", "en", 64 * "0", world.clock.now())
+        await world.store.add_consent(consent, 20_000 * word)
+        assert await world.store.read_consent(consent.consent_id, account_id=caller.account_id) == 20_000 * word
+    first = (await world.store.list_consents(account_id=ann.account_id, limit=9, after=None))[-1]
+
+    assert not await world.store.remove_consent(first.consent_id, account_id=bob.account_id)
+    assert await world.store.remove_consent(first.consent_id, account_id=ann.account_id)
+    await world.store.close_account(bob.account_id)
+    await world.store.delete_expired()
+
+    assert find_words(folder, "CANARY-ANN!", "CANARY-TWO!", "CANARY-BOB!") == {"CANARY-TWO!"}
 
 
 @pytest.mark.parametrize("seed", range(4))

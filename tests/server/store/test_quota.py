@@ -128,6 +128,7 @@ async def test_migrations_keep_and_count_existing_rows(world: World, folder: Pat
             DROP TABLE servers;
             DROP TABLE worker_tokens;
             DROP TABLE audit;
+            DROP TABLE consents;
             DROP TABLE customers;
             ALTER TABLE jobs DROP COLUMN traceparent;
             ALTER TABLE jobs DROP COLUMN timestamps;

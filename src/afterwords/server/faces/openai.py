@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Path, Request
@@ -19,7 +20,8 @@ from afterwords.audio.encoding import Encoding
 from afterwords.errors import InvalidOptionError, InvalidRequestError, NotFoundError
 from afterwords.models import ConsentKind, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
-from afterwords.server.records import Scope
+from afterwords.server.faces.openai_consents import find_recorded
+from afterwords.server.records import Scope, StoredVoice
 from afterwords.server.routes.audio import Wrap, speech_response
 from afterwords.server.routes.responses import (
     BINARY,
@@ -108,30 +110,10 @@ class SpeechBody(RequestBody):
 @requires(Credential.USER, Scope.SYNTHESIZE)
 async def create_speech(request: Request, body: SpeechBody) -> Response:
     """Speak a text with a voice of the account, as OpenAI's API does."""
-    state, caller = state_of(request), caller_of(request)
-    for field in _CLONING:
-        if getattr(body, field) is not None:
-            raise InvalidRequestError.invalid_field(field, rule="a voice is cloned when it is created")
-    if body.word_timestamps and body.stream_format != "sse":
-        raise InvalidRequestError.invalid_field("word_timestamps", rule="it needs the stream_format sse")
-    name = body.voice.id if isinstance(body.voice, VoiceRef) else body.voice or body.speaker
-    if name is None:
-        raise InvalidRequestError.missing_field("voice")
-    encoding = _encoding_of(body)
-    language = (body.language or "auto").lower()
-    voice = await find_speaker(state.store, caller, name)
-    options = SynthesisRequest(
-        voice_id=voice.voice_id,
-        text=body.input,
-        lang=None if language == "auto" else LANGUAGES.get(language, language),
-        backend=find_backend(body.model, state.dispatcher.backends),
-        speed=1.0 if body.speed is None else body.speed,
-        seed=body.seed,
-        timestamps=bool(body.word_timestamps),
-    )
+    options, voice, encoding = await parse_speech(request, body)
     if body.word_timestamps:
         check_timing(request, voice, options)
-    result = await state.synthesis.submit(caller, options, listen=True)
+    result = await state_of(request).synthesis.submit(caller_of(request), options, listen=True)
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
         if encoding.format is SpeechFormat.FLAC and result.listener:
@@ -144,6 +126,35 @@ async def create_speech(request: Request, body: SpeechBody) -> Response:
     wrap = _make_events(len(body.input), spoken) if body.stream_format == "sse" else None
     is_tagged = encoding.format is not SpeechFormat.MP3  # players break at ID3 where they expect a frame
     return await speech_response(request, result, encoding, is_tagged=is_tagged, wrap=wrap)
+
+
+async def parse_speech(request: Request, body: SpeechBody) -> tuple[SynthesisRequest, StoredVoice, Encoding]:
+    """Return the parameters of speech as a request, its voice and its encoding.
+
+    Raises:
+        InvalidRequestError, NotFoundError, ConflictError: A field is invalid, or there is no such voice or model.
+    """
+    state, caller = state_of(request), caller_of(request)
+    for field in _CLONING:
+        if getattr(body, field) is not None:
+            raise InvalidRequestError.invalid_field(field, rule="a voice is cloned when it is created")
+    if body.word_timestamps and body.stream_format != "sse":
+        raise InvalidRequestError.invalid_field("word_timestamps", rule="it needs the stream_format sse")
+    name = body.voice.id if isinstance(body.voice, VoiceRef) else body.voice or body.speaker
+    if name is None:
+        raise InvalidRequestError.missing_field("voice")
+    language = (body.language or "auto").lower()
+    voice = await find_speaker(state.store, caller, name)
+    options = SynthesisRequest(
+        voice_id=voice.voice_id,
+        text=body.input,
+        lang=None if language == "auto" else LANGUAGES.get(language, language),
+        backend=find_backend(body.model, state.dispatcher.backends),
+        speed=1.0 if body.speed is None else body.speed,
+        seed=body.seed,
+        timestamps=bool(body.word_timestamps),
+    )
+    return options, voice, _encoding_of(body)
 
 
 def _encoding_of(body: SpeechBody) -> Encoding:
@@ -278,17 +289,24 @@ _FORM: Final = request_body(
             "name": {"type": "string", "maxLength": 200, "description": "Name of the voice."},
             "audio_sample": {**BINARY, "description": "Recording of 5 to 60 s, in the formats of `POST /v1/voices`."},
             "ref_text": {"type": "string", "description": "Transcript of the recording."},
-            "consent": {"type": "string", "enum": list(ConsentKind), "description": "Consent of the speaker."},
+            "consent": {
+                "type": "string",
+                "description": f"Consent: {', '.join(ConsentKind)}, or the ID of a recording of the speaker's consent.",
+            },
         },
     },
 )
 
 
-@router.post("/v1/audio/voices", responses={200: {"model": OpenAICreatedVoice}, **UPLOAD}, openapi_extra=_FORM)
+@router.post(
+    "/v1/audio/voices",
+    responses={200: {"model": OpenAICreatedVoice}, **UPLOAD, **errors(_404="consent_not_found")},
+    openapi_extra=_FORM,
+)
 @requires(Credential.USER, Scope.VOICES_WRITE, max_body_bytes=FORM_MAX_BYTES, is_upload=True)
 async def create_voice(request: Request) -> Response:
     """Register a voice from a recording, as OpenAI's API does."""
-    voice = await register_from_form(request, "audio_sample")
+    voice = await register_from_form(request, "audio_sample", find_recorded=partial(find_recorded, request))
     created_at = int(voice.created_at.timestamp())
     return json_response(OpenAICreatedVoice(id=voice.voice_id, name=voice.name, created_at=created_at))
 

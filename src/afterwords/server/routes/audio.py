@@ -323,14 +323,7 @@ async def _encoded_response(
     cache, name = state_of(request).encoded, f"{audio.sha256}.{encoding}.{audio.is_tagged}"
     data = cache.get(audio.voice_id, name)
     if data is None and not context_of(request).is_head and audio.reader.size_bytes <= ENCODE_WHOLE_MAX_BYTES:
-        sink = _WholeSink()
-
-        async def encode_whole() -> None:
-            async for _ in _encode(request, audio, encoding, sink):
-                pass
-
-        await while_connected(request.receive, encode_whole())
-        data = sink.getvalue()
+        data = await while_connected(request.receive, encode_whole(request, audio, encoding))
         cache.put(audio.voice_id, name, data)
     if data is not None:
         audio.reader.close()
@@ -345,6 +338,14 @@ async def _encoded_response(
             collected.finish()
 
     return _chunked_response(chunks(), encoding, headers, None, audio.close)
+
+
+async def encode_whole(request: Request, audio: StoredAudio, encoding: Encoding) -> bytes:
+    """Return a stored WAV file in another encoding."""
+    sink = _WholeSink()
+    async for _ in _encode(request, audio, encoding, sink):
+        pass
+    return sink.getvalue()
 
 
 def _chunked_response(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
@@ -76,8 +77,20 @@ async def create_voice(request: Request, idempotency_key: IdempotencyKey = None)
     return _created_response(await register_from_form(request, "ref_audio", idempotency_key=idempotency_key))
 
 
-async def register_from_form(request: Request, file_field: str, *, idempotency_key: str | None = None) -> StoredVoice:
-    """Register a voice from a form, whose recording is in the field `file_field`."""
+async def register_from_form(
+    request: Request,
+    file_field: str,
+    *,
+    idempotency_key: str | None = None,
+    find_recorded: Callable[[str], Awaitable[dict[str, str] | None]] | None = None,
+) -> StoredVoice:
+    """Register a voice from a form.
+
+    Args:
+        file_field: The field with the recording.
+        find_recorded: Returns facts about a recording of consent by its ID, which the field `consent` may have, too.
+            They are kept as metadata.
+    """
     state, caller = state_of(request), caller_of(request)
     with state.receiving.hold(caller.account_id), open_spool(state.settings.folder) as file:
         form = await read_form(
@@ -87,10 +100,13 @@ async def register_from_form(request: Request, file_field: str, *, idempotency_k
             if not is_present:
                 raise InvalidRequestError.missing_field(name)
         consent = form.fields.get("consent") or None
+        metadata: dict[str, Any] = {}
+        if consent is not None and find_recorded and (recorded := await find_recorded(consent)):
+            consent, metadata = ConsentKind.GRANTED, {"consent_recording": recorded}
         if consent is not None and consent not in set(ConsentKind):
             raise InvalidRequestError.invalid_field("consent", rule=f"it must be one of {', '.join(ConsentKind)}")
         chosen: dict[str, Any] = {"lang": form.fields.get("lang") or "en", "consent": consent and ConsentKind(consent)}
-        fields = VoiceFields(**{**form.fields, **chosen})
+        fields = VoiceFields(**{**form.fields, **chosen}, metadata=metadata)
         async with state.uploading.slot(caller.account_id):
             file.seek(0)
             return await state.voices.register(caller, fields, file.read(), idempotency_key=idempotency_key)

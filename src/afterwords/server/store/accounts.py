@@ -13,6 +13,7 @@ from sqlalchemy import (
     ScalarSelect,
     Table,
     cast,
+    delete,
     func,
     or_,
     select,
@@ -26,7 +27,7 @@ from afterwords.server.settings import Plan
 from afterwords.server.store import audit, billing
 from afterwords.server.store import keys as key_rows
 from afterwords.server.store.locks import lock_account
-from afterwords.server.store.schema import accounts, cache, customers, jobs, keys, usage, voices
+from afterwords.server.store.schema import accounts, cache, consents, customers, jobs, keys, usage, voices
 from afterwords.server.store.usage import current_period, period_of, plan_of
 
 _REFERENCE_BYTES = voices.c.ref_duration_s * voices.c.ref_sample_rate * 2  # mono, 16-bit
@@ -129,6 +130,7 @@ def close(
         )
     if row.closed_at is None:
         connection.execute(update(accounts).where(is_own).values(closed_at=now))
+        connection.execute(delete(consents).where(consents.c.account_id == account_id))
         audit.add(connection, AuditAction.ACCOUNT_CLOSED, account_id, account_id=account_id, actor=actor, now=now)
     cancelled: list[str] = []
     valid = select(keys.c.key_id).where(keys.c.account_id == account_id, keys.c.revoked_at.is_(None))

@@ -73,12 +73,12 @@ class Document(TypeDecorator[M], Generic[M]):
         return None if value is None else self.kind.model_validate(value)
 
 
-class VanishingText(TypeDecorator[str]):
-    """Text that leaves no byte in the file when it is deleted.
+class VanishingBytes(TypeDecorator[bytes]):
+    """Bytes that leave no trace in the file when they are deleted.
 
     SQLite's secure_delete zeroes freed pages, but not the copies that remain in the unused part of a page when rows
-    move to another page. Overflow pages don't move. A margin before the text moves all of it to overflow pages, which
-    are zeroed completely when they are freed.
+    move to another page. Overflow pages don't move. A margin before the bytes moves all of them to overflow pages,
+    which are zeroed completely when they are freed.
 
     Source: tests/server/store/test_deletion.py, which finds such copies without the margin. Other databases leave
     copies until they are vacuumed, and need no margin.
@@ -87,15 +87,26 @@ class VanishingText(TypeDecorator[str]):
     impl = LargeBinary
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
-        if value is None:
-            return None
-        return _MARGIN + value.encode() if dialect.name == "sqlite" else value.encode()
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        return _MARGIN + value if value is not None and dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> bytes | None:
         if value is None:
             return None
-        return value[MARGIN_BYTES:].decode() if dialect.name == "sqlite" else bytes(value).decode()
+        return value[MARGIN_BYTES:] if dialect.name == "sqlite" else bytes(value)
+
+
+class VanishingText(TypeDecorator[str]):
+    """Text that leaves no byte in the file when it is deleted, as `VanishingBytes`."""
+
+    impl = VanishingBytes
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value.decode()
 
 
 _MARGIN: Final = bytes(MARGIN_BYTES)

@@ -32,7 +32,15 @@ from sqlalchemy import (
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat
 from afterwords.server.records import AuditAction
-from afterwords.server.store.column_types import ID, SEQUENCE, Document, EnumValue, UtcTime, VanishingText
+from afterwords.server.store.column_types import (
+    ID,
+    SEQUENCE,
+    Document,
+    EnumValue,
+    UtcTime,
+    VanishingBytes,
+    VanishingText,
+)
 
 metadata: Final = MetaData(
     naming_convention={
@@ -215,6 +223,21 @@ aliases: Final = Table(  # further names of voices, for programs that send names
     Column("account_id", ForeignKey("accounts.account_id"), primary_key=True),
     Column("alias", Text, primary_key=True),
     Column("voice_id", ForeignKey("voices.voice_id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+consents: Final = Table(  # recordings in which speakers consent to be cloned
+    "consents",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True),
+    Column("consent_id", ID, nullable=False, unique=True),
+    Column("account_id", ForeignKey("accounts.account_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("lang", String(35), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("recording", VanishingBytes, nullable=False),
+    Index(None, "account_id", "seq"),
+    sqlite_autoincrement=True,
 )
 
 jobs: Final = Table(

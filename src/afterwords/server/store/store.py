@@ -32,6 +32,7 @@ from afterwords.server.records import (
     QueueState,
     ReapResult,
     StoredCheckout,
+    StoredConsent,
     StoredCustomer,
     StoredJob,
     StoredSubscription,
@@ -47,6 +48,7 @@ from afterwords.server.store import (
     accounts,
     audit,
     billing,
+    consents,
     garbage,
     jobs,
     keys,
@@ -283,6 +285,27 @@ class SqlStore:
 
     async def list_aliases(self, *, account_id: str) -> list[Alias]:
         return await self.database.read_long(voices.list_aliases, account_id=account_id)
+
+    async def add_consent(self, consent: StoredConsent, recording: bytes) -> None:
+        await self.database.write(consents.add, consent, recording)
+
+    async def get_consent(self, consent_id: str, *, account_id: str) -> StoredConsent | None:
+        return await self.database.read(consents.get, consent_id, account_id=account_id)
+
+    async def read_consent(self, consent_id: str, *, account_id: str) -> bytes | None:
+        return await self.database.read_long(consents.read_recording, consent_id, account_id=account_id)
+
+    async def list_consents(self, *, account_id: str, limit: int, after: str | None) -> list[StoredConsent]:
+        return await self.database.read(consents.list_consents, account_id=account_id, limit=limit, after=after)
+
+    async def rename_consent(self, consent_id: str, *, account_id: str, name: str) -> bool:
+        return await self.database.write(consents.rename, consent_id, account_id=account_id, name=name)
+
+    async def remove_consent(self, consent_id: str, *, account_id: str) -> bool:
+        is_removed = await self.database.free(consents.remove, consent_id, account_id=account_id)
+        if is_removed:
+            await self.database.scrub()
+        return is_removed
 
     async def set_alias(self, alias: str, voice_id: str, *, account_id: str) -> bool:
         return await self.database.write(voices.set_alias, alias, voice_id, account_id=account_id)
