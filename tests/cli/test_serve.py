@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
 from afterwords.errors import pip_install
 from tests.cli.program import run
@@ -134,6 +135,27 @@ class TestServe:
     )
     def test_invalid_setting_is_named(self, env: dict[str, str], args: tuple[str, ...], message: str) -> None:
         assert message in run("serve", *args, env=env).expect_error(5, "invalid_option")
+
+    @pytest.mark.parametrize(
+        ("args", "why"),
+        [
+            (("--keyfile", "key.pem"), "no certificate"),
+            (("--certfile", "absent.pem"), "no such file"),
+            (("--certfile", "empty.pem"), "not PEM files"),
+            (("--certfile", "certificate.pem"), "not PEM files"),
+            (("--certfile", "certificate.pem", "--keyfile", "other.pem"), "do not belong together"),
+        ],
+        ids=["no certificate", "absent", "empty", "no key", "other key"],
+    )
+    def test_certificate_that_cannot_be_used_is_refused(
+        self, args: tuple[str, ...], why: str, home: Path, tmp_path: Path
+    ) -> None:
+        authority = trustme.CA()
+        (tmp_path / "empty.pem").touch()
+        authority.issue_cert("localhost").cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+        authority.issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "other.pem")
+        assert why in run("serve", "--port", "0", *args, cwd=tmp_path).expect_error(2, "server_setup")
+        assert not (home / "server").exists()
 
     def test_unknown_backend_is_refused_first(self, home: Path) -> None:
         done = run("serve", "--port", "0", env={"AFTERWORDS_BACKENDS": "unknown"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
@@ -22,6 +23,12 @@ T = TypeVar("T")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. (default: 7860)")] = None,
+    certfile: Annotated[
+        Path | None, typer.Option(help="PEM file with the TLS certificate and its chain. (default: no TLS)")
+    ] = None,
+    keyfile: Annotated[
+        Path | None, typer.Option(help="PEM file with the key of the certificate. (default: in --certfile)")
+    ] = None,
     library: Annotated[
         bool, typer.Option("--library/--no-library", help="Whether to offer the voices of this machine.")
     ] = True,
@@ -42,7 +49,14 @@ def serve(
     gc.freeze()
     gc.enable()
     serve_library = None if library else False  # without the flag, the setting decides
-    options = {"host": host, "port": port, "serve_library": serve_library, "log": log_format}
+    options = {
+        "host": host,
+        "port": port,
+        "certfile": certfile,
+        "keyfile": keyfile,
+        "serve_library": serve_library,
+        "log": log_format,
+    }
     settings = load_settings(**{name: value for name, value in options.items() if value is not None})
 
     def show_key(minted: MintedKey) -> None:

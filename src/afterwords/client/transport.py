@@ -61,9 +61,9 @@ def client_settings(access: Access) -> dict[str, Any]:
         "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20),
         "trust_env": not access.is_loopback,
     }
-    if access.is_loopback and access.base_url.startswith("http:"):
-        # Loading the certificate authorities takes 20 ms, and plain HTTP needs none.
-        settings["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if access.is_loopback:  # with SSL_CERT_FILE, which `trust_env` would ignore here
+        is_plain = access.base_url.startswith("http:")  # needs no authorities, and loading them takes 20 ms
+        settings["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else httpx.create_ssl_context()
     return settings
 
 

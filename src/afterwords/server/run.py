@@ -80,6 +80,7 @@ def serve(
         BackendUnavailableError, InvalidOptionError: No backend can run.
     """
     settings.check_is_safe()
+    settings.check_certificate()
     if settings.tracing:
         check_installed()
     n_connections = _raise_descriptor_limit()
@@ -109,6 +110,8 @@ def serve(
             ws_max_size=MESSAGE_MAX_BYTES,
             ws_ping_timeout=settings.write_timeout_s,
             ws_per_message_deflate=False,  # audio does not get smaller
+            ssl_certfile=settings.certfile,
+            ssl_keyfile=settings.keyfile,
             lifespan="on",
             log_config=None,
             access_log=False,

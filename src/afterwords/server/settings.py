@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -59,6 +60,12 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: load_config().home, description="The data folder.")
     host: str = Field(default="127.0.0.1", description="The address to listen on.")
     port: int = Field(default=7860, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    certfile: Path | None = Field(
+        default=None, description="PEM file with the TLS certificate and its chain; unset: no TLS."
+    )
+    keyfile: Path | None = Field(
+        default=None, description="PEM file with the key of the certificate; unset: the certificate's file has it."
+    )
     admin_secret: SecretStr | None = Field(default=None, description="Opens the admin routes.")
     metrics_token: SecretStr | None = Field(
         default=None, description="Opens /metrics alone, which then requires it on this machine, too."
@@ -295,7 +302,7 @@ class Settings(BaseSettings):
     def local_url(self) -> str:
         """The URL of the server on this machine."""
         host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http{'s' if self.certfile else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def base_url(self) -> str:
@@ -337,6 +344,25 @@ class Settings(BaseSettings):
                     hint=f'export AFTERWORDS_{name.upper()}="$(openssl rand -hex 32)", or serve this machine alone: on '
                     "127.0.0.1, without a public URL and allowed hosts.",
                 )
+
+    def check_certificate(self) -> None:
+        """Raise ServerSetupError unless the certificate and its key can be used."""
+        if self.certfile is None:
+            if self.keyfile is not None:
+                raise ServerSetupError(
+                    "A TLS key is set, but no certificate.", hint="add --certfile, or remove --keyfile."
+                )
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certfile, self.keyfile, password=lambda: "")  # otherwise OpenSSL would ask
+        except OSError as error:
+            why = "they are not PEM files without a password, or do not belong together"
+            if not isinstance(error, ssl.SSLError):
+                why = (error.strerror or str(error)).lower()
+            raise ServerSetupError(
+                f"The TLS certificate and its key can't be used: {why}.", hint="correct --certfile and --keyfile."
+            ) from None
 
     def check_billing(self) -> None:
         """Refuse to sell plans without what that takes, or with a live key on a server that is not a public one."""
