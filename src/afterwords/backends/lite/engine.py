@@ -140,7 +140,7 @@ class LiteEngine:
         Raises:
             TextError: All words are skipped.
         """
-        from afterwords.backends.lite.spelling import has_words, unspoken
+        from afterwords.normalization.english import has_words, unspoken
 
         words = unspoken(text)
         if words and not has_words(text):

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.lite.data import read_data
-from afterwords.backends.lite.spelling import spell
+from afterwords.normalization.english import spell
 from afterwords.errors import ModelError, pip_install
 from afterwords.text import split_sentences
 
@@ -28,7 +28,7 @@ def plain_words(text: str) -> str:
 
     Capitalized words are words if a dictionary has them ("DOORS"), also with an ending, else initialisms ("FBI"); a run
     of mostly known ones is a headline.
-    Words of other scripts are dropped; `spelling.unspoken` returns them.
+    Words of other scripts are dropped; `normalization.english.unspoken` returns them.
 
     Raises:
         ModelError: The dictionaries are missing or damaged.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.g2p import has_sound, plain_words, tokens
-from afterwords.backends.lite.spelling import spell, unspoken
+from afterwords.normalization.english import spell, unspoken
 from afterwords.errors import TextError
 from tests.error_codes import has_code
 
