@@ -179,7 +179,7 @@ _AFTER_A_DAY = _words(
     "jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 # Before a number these abbreviate "number", "page" and similar words.
-_NUMBERED = _words("no nos nr núm num ext eq fig figs vol vols p pp ch chap sec art abs bd n")
+_NUMBERED = _words("no nos nr núm num ext est eq fig figs vol vols p pp ch chap sec art abs bd n")
 _MONTHS = _words("januar februar märz april mai juni juli august september oktober november dezember")
 _STARTERS = _words(
     "a after all although an and another any are as at before both but by can did do does each every few finally "

