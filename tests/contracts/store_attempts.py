@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from afterwords.models import JobStatus
+from afterwords.models import JobStatus, new_id
 from afterwords.server.records import AttemptResult, CacheEntry, FinishStatus, ReapResult
 from tests.contracts.store_world import TEXT, World, audio, digest
 
@@ -272,6 +272,19 @@ class AttemptContract:
         await world.store.finish(job.job_id, 1, audio())
 
         assert await world.store.get_timing(job.job_id) is None
+
+    async def test_only_a_final_job_of_the_account_is_removed(self, world: World) -> None:
+        job = await world.add_claimed_job()
+        assert await world.store.remove_job(job.job_id, account_id=job.account_id) is None
+        await world.store.finish(job.job_id, 1, audio())
+        assert await world.store.get_cached(job.voice_id, job.cache_key)
+        assert await world.store.remove_job(job.job_id, account_id=new_id()) is None
+
+        paths = await world.store.remove_job(job.job_id, account_id=job.account_id)
+
+        assert paths == [f"jobs/{job.job_id}.wav", f"voices/{job.voice_id}/cache/{job.cache_key}.wav"]
+        assert await world.store.get_job(job.job_id) is None
+        assert await world.store.get_cached(job.voice_id, job.cache_key) is None
 
     async def test_timing_is_removed_if_the_job_fails(self, world: World) -> None:
         failed = await world.add_claimed_job(timestamps=True)

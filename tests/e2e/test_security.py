@@ -87,6 +87,8 @@ def call(client: httpx.Client, method: str, path: str, **ids: str) -> httpx.Resp
         body = {"json": {"name": "changed"}}
     elif path.startswith("/elevenlabs/v1/text-to-speech/"):
         body = {"json": {"text": "hi"}}
+    elif path == "/elevenlabs/v1/voices/{voice_id}/settings/edit":
+        body = {"json": {"speed": 1}}
     elif path == "/elevenlabs/v1/voices/{voice_id}/edit":
         body = {"files": {"name": (None, "changed")}}
     elif path in ("/v1/synthesize", "/v1/estimate"):

@@ -399,6 +399,13 @@ class Store(Protocol):
         A lease that ends later than it could have been granted for has expired: the clock was set back.
         """
 
+    async def remove_job(self, job_id: str, *, account_id: str) -> list[str] | None:
+        """Delete a final job, and the cached audio of its text. Its characters stay charged.
+
+        Returns:
+            Paths of the audio, for the caller to delete. None: the account has no such job.
+        """
+
     async def mark_audio_lost(self, job_id: str) -> None:
         """Fail a ready job whose audio is missing or altered (`audio_lost`)."""
 

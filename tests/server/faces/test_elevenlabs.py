@@ -332,6 +332,50 @@ def test_history_has_the_finished_jobs_and_their_audio(served: Served, key: str,
     assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (404, "job_not_found")
 
 
+def test_deleted_history_item_leaves_no_audio(served: Served, key: str, own: ElevenLabs) -> None:
+    text = "Spoken, and then deleted."
+    with served.client(key) as http:
+        register(http, name="me")
+        for _ in range(2):  # the second one comes from the cache
+            with own.text_to_speech.with_raw_response.convert("me", text=text) as answer:
+                assert list(answer.data)
+            if job_id := answer.headers.get("x-job-id"):
+                wait_for_job(http, job_id)
+        item = own.history.list().history[0].history_item_id
+        blobs = served.home / "server" / "blobs"
+        before = {path for path in blobs.rglob("*.wav") if path.name != "ref.wav"}
+        assert own.history.delete(item).status == "ok"
+        gone = before - {*blobs.rglob("*.wav")}
+        assert {path.parent.name for path in gone} == {"jobs", "cache"}
+        assert own.history.list().history == []
+        assert http.get(f"/v1/jobs/{item}").status_code == 404
+        assert http.get("/v1/usage").json()["characters"] == len(text)
+        with own.text_to_speech.with_raw_response.convert("me", text=text) as answer:
+            assert list(answer.data)
+        assert answer.headers["x-cache"] == "MISS"
+    with pytest.raises(ApiError) as caught:
+        own.history.delete(item)
+    assert (caught.value.status_code, caught.value.body["detail"]["status"]) == (404, "job_not_found")
+
+
+def test_settings_of_a_voice_are_those_of_its_texts(served: Served, key: str, own: ElevenLabs) -> None:
+    with served.client(key) as http:
+        register(http, name="me")
+        assert http.post("/elevenlabs/v1/voices/me/settings/edit", json={"speed": 9}).status_code == 422
+    text = "Spoken twice as fast."
+    own.voices.settings.update("me", request=VoiceSettings(speed=2.0, stability=0.9))
+    assert own.voices.settings.update("me", request=VoiceSettings(style=0.1)).status == "ok"
+    found = own.voices.settings.get("me")
+    assert (found.speed, found.stability, found.style, found.similarity_boost) == (2.0, 0.9, 0.1, 0.75)
+    assert own.voices.get("me").settings == found
+    n_bytes = 2 * 24_000 * SECONDS_PER_CHARACTER * len(text)
+    fast = b"".join(own.text_to_speech.convert("me", text=text, output_format="pcm_24000"))
+    assert len(fast) == pytest.approx(n_bytes / 2, abs=2)
+    usual = VoiceSettings(speed=1.0)
+    given = b"".join(own.text_to_speech.convert("me", text=text, output_format="pcm_24000", voice_settings=usual))
+    assert len(given) == n_bytes
+
+
 def test_timestamps_cover_the_text_and_the_audio(client: ElevenLabs) -> None:
     text = "When is each of these words spoken?\u2028On the second line, and slowly."
     whole = client.text_to_speech.convert_with_timestamps("me", text=text)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, Json, WithJsonSchema
+from pydantic import Field, Json, ValidationError, WithJsonSchema
 
 from afterwords.audio.encoding import SAMPLE_RATES, Encoding
 from afterwords.audio.wav import REFERENCE_MAX_BYTES
@@ -205,13 +205,14 @@ async def parse_speech(
     encoding = FORMATS.get(output_format)
     if encoding is None:
         raise InvalidRequestError.invalid_field("output_format", rule=f"it must be one of {', '.join(FORMATS)}")
+    voice = await find_speaker(state.store, caller_of(request), voice_id)
     speed = body.voice_settings.speed if body.voice_settings else None
     options = SynthesisRequest(
-        voice_id=(await find_speaker(state.store, caller_of(request), voice_id)).voice_id,
+        voice_id=voice.voice_id,
         text=body.text,
         lang=body.language_code or None,
         backend=find_backend(body.model_id, state.dispatcher.backends),
-        speed=1.0 if speed is None else speed,
+        speed=settings_of(voice).speed if speed is None else speed,
         seed=body.seed,
     )
     return options, encoding
@@ -284,13 +285,25 @@ async def list_models(request: Request) -> Response:
 
 
 class ElevenSettings(ResponseBody):
-    """Settings of every voice: they can't be changed, except for `speed` with each text."""
+    """Settings of a voice: those of texts that come without any."""
 
-    stability: float = Field(default=0.5, description="0.5; it has no meaning here.")
-    similarity_boost: float = Field(default=0.75, description="0.75; it has no meaning here.")
-    style: float = Field(default=0, description="0; it has no meaning here.")
-    use_speaker_boost: bool = Field(default=True, description="True; it has no meaning here.")
-    speed: float = Field(default=1, description="1.")
+    stability: float = Field(default=0.5, description="Kept; it has no meaning here.")
+    similarity_boost: float = Field(default=0.75, description="Kept; it has no meaning here.")
+    style: float = Field(default=0, description="Kept; it has no meaning here.")
+    use_speaker_boost: bool = Field(default=True, description="Kept; it has no meaning here.")
+    speed: float = Field(default=1, description="Speaking rate, 1 is the voice's own.")
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ElevenSettingsChanges(ElevenSpeechSettings):
+    """Settings of a voice to change; those that are omitted stay. Other fields are ignored."""
+
+    stability: Share | None = Field(default=None, description="0 to 1; it has no meaning here.")
+    similarity_boost: Share | None = Field(default=None, description="0 to 1; it has no meaning here.")
+    style: Share | None = Field(default=None, description="0 to 1; it has no meaning here.")
+    use_speaker_boost: bool | None = Field(default=None, description="It has no meaning here.")
 
 
 class ElevenFineTuning(ResponseBody):
@@ -373,6 +386,15 @@ def _form(kind: type[ElevenVoiceForm], files: str) -> dict[str, Any]:
     return request_body("multipart/form-data", schema)
 
 
+def settings_of(voice: StoredVoice) -> ElevenSettings:
+    """Return the settings that were stored for a voice, or else the defaults: its metadata may have anything."""
+    try:
+        changes = ElevenSettingsChanges.model_validate(voice.metadata.get("voice_settings", {}))
+    except ValidationError:
+        return ElevenSettings()
+    return ElevenSettings(**changes.model_dump(exclude_none=True))
+
+
 def _show_voice(voice: StoredVoice) -> ElevenVoice:
     labels, description = voice.metadata.get("labels"), voice.metadata.get("description")
     texts = {str(name): str(text) for name, text in labels.items()} if isinstance(labels, dict) else {}
@@ -381,6 +403,7 @@ def _show_voice(voice: StoredVoice) -> ElevenVoice:
         name=voice.name,
         labels={"language": voice.lang, **texts},
         description=None if description is None else str(description),
+        settings=settings_of(voice),
         created_at_unix=int(voice.created_at.timestamp()),
     )
 
@@ -496,16 +519,30 @@ async def edit_voice(request: Request, voice_id: VoiceId) -> Response:
 @router.get("/elevenlabs/v1/voices/settings/default", responses={200: {"model": ElevenSettings}})
 @opened_by_xi_key()
 async def show_default_settings(request: Request) -> Response:  # noqa: ARG001 - the decorator reads it
-    """Return the settings of every voice."""
+    """Return the settings of a voice without settings of its own."""
     return json_response(ElevenSettings())
 
 
 @router.get("/elevenlabs/v1/voices/{voice_id}/settings", responses={200: {"model": ElevenSettings}, **NOT_FOUND})
 @opened_by_xi_key(Scope.VOICES_READ)
 async def show_settings(request: Request, voice_id: VoiceId) -> Response:
-    """Return the settings of a voice, which are those of every voice."""
-    await find_speaker(state_of(request).store, caller_of(request), voice_id)
-    return json_response(ElevenSettings())
+    """Return the settings of a voice."""
+    return json_response(settings_of(await find_speaker(state_of(request).store, caller_of(request), voice_id)))
+
+
+@router.post(
+    "/elevenlabs/v1/voices/{voice_id}/settings/edit",
+    responses={200: {"model": ElevenDone}, **CHANGE, **errors(_422="invalid_field")},
+)
+@opened_by_xi_key(Scope.VOICES_WRITE)
+async def edit_settings(request: Request, voice_id: VoiceId, body: ElevenSettingsChanges) -> Response:
+    """Change the settings of a voice, with which it speaks unless a text comes with others."""
+    state, caller = state_of(request), caller_of(request)
+    voice = await find_voice(state.store, caller, voice_id)
+    settings = {**settings_of(voice).model_dump(), **body.model_dump(exclude_none=True)}
+    changes = VoiceChanges(metadata={**voice.metadata, "voice_settings": settings})
+    await state.voices.update(caller, voice.voice_id, changes)
+    return json_response(ElevenDone())
 
 
 @router.get("/elevenlabs/v1/voices/{voice_id}", responses={200: {"model": ElevenVoice}, **NOT_FOUND})
@@ -716,3 +753,14 @@ async def history_audio(request: Request, job_id: JobId) -> Response:
     reader = await state_of(request).synthesis.open_audio(job)
     audio = StoredAudio(reader, job.voice_id, job.audio_sha256 or "")
     return await audio_response(request, audio, FORMATS[DEFAULT_FORMAT], job_headers(job))
+
+
+@router.delete(
+    "/elevenlabs/v1/history/{job_id}", responses={200: {"model": ElevenDone}, **errors(_404="job_not_found")}
+)
+@opened_by_xi_key(Scope.SYNTHESIZE)
+async def delete_history_item(request: Request, job_id: JobId) -> Response:
+    """Delete a job with its audio, also from the cache, and its times. Its characters stay counted."""
+    job = await _find_spoken(request, job_id)
+    await state_of(request).voices.delete_speech(caller_of(request), job)
+    return json_response(ElevenDone())

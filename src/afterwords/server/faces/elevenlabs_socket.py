@@ -17,7 +17,7 @@ from afterwords.errors import AfterwordsError, InvalidOptionError, InvalidReques
 from afterwords.models import SpeechFormat, SpeechOptions, now
 from afterwords.provenance import mark_tags
 from afterwords.server.auth import Credential, requires
-from afterwords.server.faces.elevenlabs import DEFAULT_FORMAT, FORMATS, answer_error, find_backend
+from afterwords.server.faces.elevenlabs import DEFAULT_FORMAT, FORMATS, answer_error, find_backend, settings_of
 from afterwords.server.records import Scope, StoredVoice
 from afterwords.server.routes.audio import encode_stream
 from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
@@ -223,7 +223,8 @@ class _Session:
         voice = await find_speaker(state.store, caller, socket.path_params["voice_id"])
         backend = find_backend(query.get("model_id"), state.dispatcher.backends)
         await check_quota(socket)
-        options = SynthesisRequest(voice.voice_id, "", lang=query.get("language_code") or None, backend=backend)
+        lang, speed = query.get("language_code") or None, settings_of(voice).speed
+        options = SynthesisRequest(voice.voice_id, "", lang=lang, backend=backend, speed=speed)
         wish = query.get("sync_alignment")
         if is_multi:
             has_timing = wish != "false" and state.synthesis.has_timing(voice, options)

@@ -18,6 +18,7 @@ from afterwords.errors import (
     ConflictError,
     InvalidInputError,
     InvalidRequestError,
+    NotFoundError,
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import BundledPrompt, holds_nul, pack, unpack
@@ -25,7 +26,7 @@ from afterwords.models import NAME_MAX_CHARS, Consent, ConsentKind, ReferenceInf
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
-from afterwords.server.records import Caller, Idempotency, StoredVoice, VoiceChanges
+from afterwords.server.records import Caller, Idempotency, StoredJob, StoredVoice, VoiceChanges
 from afterwords.server.services.audio_cache import AudioCache
 from afterwords.server.services.backend_choice import BackendCatalog
 from afterwords.server.services.decoding import DecodingPool
@@ -234,6 +235,20 @@ class VoiceService:
         reach("voice-tombstoned")
         if not await self.purge(voice_id, paths):
             log.warning("deletion waits voice_id=%s: the storage belongs to another database", voice_id)
+
+    async def delete_speech(self, caller: Caller, job: StoredJob) -> None:
+        """Delete a final job with its audio, also from the cache.
+
+        Raises:
+            NotFoundError: It is deleted already.
+        """
+        paths = await self.store.remove_job(job.job_id, account_id=caller.account_id)
+        if paths is None:
+            raise NotFoundError(code="job_not_found")
+        for cache in self.audio_caches:
+            cache.discard_voice(job.voice_id)
+        if await self.ownership.holds():  # otherwise, and after a crash, the sweep removes it
+            await self.blobs.delete(*paths)
 
     async def _get_changeable(self, caller: Caller, name_or_id: str) -> StoredVoice:
         voice = await find_voice(self.store, caller, name_or_id)

@@ -24,6 +24,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from afterwords.errors import LimitError, SubscriptionError, UnauthorizedError, VoiceNotFoundError
 from afterwords.models import JobStatus
+from afterwords.server.cache_key import cache_path, job_path
 from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, Quota, StoredJob, SubmittedJob
 from afterwords.server.settings import Plan
 from afterwords.server.store import idempotency
@@ -377,6 +378,20 @@ def cancel(
     lock_account(connection, account_id=account_id)
     end(connection, _CANCEL, {"which": job_id, "owner": account_id}, now=now, monotonic=monotonic)
     return get(connection, job_id, account_id=account_id)
+
+
+def remove(connection: Connection, job_id: str, *, account_id: str) -> list[str] | None:
+    lock_account_of_job(connection, job_id=job_id)
+    is_own = (jobs.c.job_id == job_id, jobs.c.account_id == account_id, jobs.c.status != JobStatus.PENDING)
+    facts = (jobs.c.voice_id, jobs.c.cache_key, jobs.c.attempt, jobs.c.audio_key)
+    row = connection.execute(select(*facts).where(*is_own)).first()
+    if row is None:
+        return None
+    is_same = (cache.c.voice_id == row.voice_id, cache.c.cache_key == row.cache_key)
+    connection.execute(delete(cache).where(*is_same))
+    connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+    attempts = (job_path(job_id, number) for number in range(1, max(1, row.attempt) + 1))
+    return sorted({*attempts, cache_path(row.voice_id, row.cache_key), *filter(None, [row.audio_key])})
 
 
 def mark_audio_lost(connection: Connection, job_id: str) -> None:

@@ -407,6 +407,12 @@ class SqlStore:
             self._notify_final(job_id)
         return job
 
+    async def remove_job(self, job_id: str, *, account_id: str) -> list[str] | None:
+        paths = await self.database.free(jobs.remove, job_id, account_id=account_id)
+        if paths is not None:
+            await self.database.scrub()
+        return paths
+
     async def mark_audio_lost(self, job_id: str) -> None:
         await self.database.write(jobs.mark_audio_lost, job_id)
 
