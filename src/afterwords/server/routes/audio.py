@@ -27,7 +27,6 @@ from afterwords.server.ports import BlobReader, Listener
 from afterwords.server.records import StoredJob
 from afterwords.server.routes.responses import caller_of, context_of, state_of
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech
-from afterwords.server.services.voices import find_voice
 from afterwords.server.spool import MemoryReader
 
 WHOLE_MAX_BYTES: Final = 256 * 1024
@@ -144,11 +143,12 @@ async def _follow(
                 response = await audio_response(request, stored, encoding, job_headers(final))
                 await close(True)
                 return response
-            voice = await find_voice(state.store, caller, job.voice_id)
         except BaseException as error:
             await close(isinstance(error, AfterwordsError))
             raise
-        tags = mark_tags(backend=job.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=job.created_at)
+        tags = mark_tags(
+            backend=job.backend, voice_name=accepted.voice_name, voice_id=job.voice_id, made_at=job.created_at
+        )
         headers = {**job_headers(job), "Cache-Control": "private, no-store", "Accept-Ranges": "none"}
         pcm = read_stream(request, job, listener)
         chunks = encode_stream(request, pcm, sample_rate, encoding, tags if is_tagged else {})
@@ -403,13 +403,19 @@ async def encode_stream(
     tags: Mapping[str, str],
     sink: _Sink | _WholeSink | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """Encode PCM as it arrives, each step in a thread and fairly among accounts."""
+    """Encode PCM as it arrives, each step in a thread and fairly among accounts.
+
+    Copying samples takes less time than a thread takes to start, so audio that stays PCM needs none.
+    """
     from afterwords.audio.wav import float_from_pcm16
     from afterwords.audio.writer import AudioWriter
 
     turns, account_id = state_of(request).encoding, caller_of(request).account_id
     sink = _Sink() if sink is None else sink
     file = cast("BinaryIO", sink)
+    is_copied = (
+        encoding.format in {SpeechFormat.WAV, SpeechFormat.PCM} and encoding.rate_for(sample_rate) == sample_rate
+    )
     with AudioWriter(file, format=encoding, sample_rate=sample_rate, tags=dict(tags)) as writer:
 
         def write(chunk: bytes) -> None:
@@ -418,8 +424,11 @@ async def encode_stream(
         async for chunk in pcm:
             end = 0 if writer.duration_s else FIRST_STEP_BYTES
             for part in filter(None, (chunk[:end], chunk[end:])):
-                async with turns.slot(account_id):
-                    await in_thread(write, part)
+                if is_copied:
+                    write(part)
+                else:
+                    async with turns.slot(account_id):
+                        await in_thread(write, part)
                 if ready := sink.take():
                     yield ready
     if ready := sink.take():

@@ -115,6 +115,7 @@ class AcceptedJob:
 
     job: StoredJob
     is_new: bool
+    voice_name: str
     listener: Listener | None = None
     left_out: Sequence[str] = field(default=(), repr=False)
     notices: Sequence[str] = ()
@@ -173,7 +174,7 @@ class Synthesis:
                 self.metrics.cache_hits.add(backend)
                 return CachedSpeech(audio, entry, backend, left_out, notices, quota)
             audio.close()
-            return AcceptedJob(job, is_new=False, left_out=left_out, notices=notices, quota=quota)
+            return AcceptedJob(job, False, voice.name, left_out=left_out, notices=notices, quota=quota)
         flight_key = key
         if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or request.timestamps:
             parts = [key, request.response_format, request.webhook_url or "", *(["t"] if request.timestamps else [])]
@@ -202,7 +203,7 @@ class Synthesis:
         )
         with span("submit", backend=backend):
             new = replace(new, traceparent=current_traceparent())
-            accepted = await self._submit_new(caller, new, idempotency, listen=listen)
+            accepted = await self._submit_new(caller, new, idempotency, voice_name=voice.name, listen=listen)
             note(job_id=accepted.job.job_id, is_new=accepted.is_new)
         return replace(accepted, left_out=left_out, notices=notices)
 
@@ -283,7 +284,7 @@ class Synthesis:
         return ResolvedRequest(text, voice, backend, lang, key, cached, left_out, script.notices)
 
     async def _submit_new(
-        self, caller: Caller, new: NewJob, idempotency: Idempotency | None, *, listen: bool
+        self, caller: Caller, new: NewJob, idempotency: Idempotency | None, *, voice_name: str, listen: bool
     ) -> AcceptedJob:
         listener = self.dispatcher.listen(new.job_id) if listen else None
         submit = partial(self.store.submit, new, limits=self.limits, idempotency=idempotency)
@@ -313,7 +314,7 @@ class Synthesis:
             listener.close()
             listener = None
         self.dispatcher.wake()
-        return AcceptedJob(submitted.job, submitted.is_new, listener, quota=quota)
+        return AcceptedJob(submitted.job, submitted.is_new, voice_name, listener, quota=quota)
 
     async def _open_cached(self, voice: StoredVoice, key: str) -> tuple[CacheEntry, BlobReader] | None:
         """Open cached audio. A damaged file is dropped; unavailable storage counts as a cache miss."""
