@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from afterwords.models import JobStatus, new_id
+from afterwords.server.cache_key import cache_path
 from afterwords.server.records import AttemptResult, CacheEntry, FinishStatus, ReapResult
 from tests.contracts.store_world import TEXT, World, audio, digest
 
@@ -282,7 +283,7 @@ class AttemptContract:
 
         paths = await world.store.remove_job(job.job_id, account_id=job.account_id)
 
-        assert paths == [f"jobs/{job.job_id}.wav", f"voices/{job.voice_id}/cache/{job.cache_key}.wav"]
+        assert paths == [f"jobs/{job.job_id}.wav", "jobs/one.wav", cache_path(job.voice_id, job.cache_key)]
         assert await world.store.get_job(job.job_id) is None
         assert await world.store.get_cached(job.voice_id, job.cache_key) is None
 
