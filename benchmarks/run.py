@@ -11,6 +11,7 @@ from benchmarks import (
     first_audio,
     likeness,
     live,
+    pocket,
     ray_cluster,
     server,
     servers,
@@ -40,6 +41,7 @@ def main() -> None:
         "lite: speed": speed,
         "lite: likeness": likeness,
         "lite: timestamps": timestamps,
+        "pocket": pocket,
     }
     for title, module in tables.items():
         print(f"### {title}\n", *module.table(), "", sep="\n", flush=True)
