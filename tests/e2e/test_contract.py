@@ -482,6 +482,8 @@ class TestSynthesize:
             ({"speed": 5}, "invalid_field"),
             ({"seed": -1}, "invalid_field"),
             ({"response_format": "aiff"}, "invalid_field"),
+            ({"sample_rate": 11_000}, "invalid_field"),
+            ({"sample_rate": 16_000, "response_format": "mulaw"}, "invalid_field"),
             ({"webhook_url": "http://example.com/"}, "invalid_webhook_url"),
             ({"webhook_url": "https://127.0.0.1/"}, "invalid_webhook_url"),
         ],
@@ -558,6 +560,15 @@ class TestSynthesize:
         assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
         assert answer.content.startswith(magic)
         assert len(answer.content) > 1000
+
+    def test_sample_rate_holds_for_stream_job_and_cache(self, client: httpx.Client, voice_id: str) -> None:
+        ask = {"voice_id": voice_id, "text": "Sixteen thousand samples a second.", "sample_rate": 16_000}
+        with client.stream("POST", "/v1/synthesize", json={**ask, "stream": True, "response_format": "pcm"}) as answer:
+            streamed = b"".join(answer.iter_raw())
+        wait_for_job(client, answer.headers["x-job-id"])
+        assert client.get(f"/v1/jobs/{answer.headers['x-job-id']}/audio").content == streamed
+        samples, rate = read_wav(client.post("/v1/synthesize", json=ask).content)
+        assert (2 * len(samples), rate) == (len(streamed), 16_000)
 
     def test_stream_has_the_same_audio(self, client: httpx.Client, voice_id: str) -> None:
         ask = {"voice_id": voice_id, "text": "Streamed while it is spoken.", "response_format": "pcm"}

@@ -254,6 +254,7 @@ class NewJob:
     speed: float = 1.0
     seed: int | None = None
     response_format: SpeechFormat = SpeechFormat.WAV
+    sample_rate: int | None = None
     webhook_url: str | None = None
     timestamps: bool = False
     keeps_timing: bool = True
@@ -300,6 +301,7 @@ class StoredJob:
     worker: str | None = None
     traceparent: str | None = None
     timestamps: bool = False
+    sample_rate: int | None = None
 
     @property
     def worker_kind(self) -> str:

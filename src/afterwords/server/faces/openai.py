@@ -17,12 +17,12 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from afterwords.audio.encoding import Encoding
-from afterwords.errors import InvalidOptionError, InvalidRequestError, NotFoundError
+from afterwords.errors import InvalidRequestError, NotFoundError
 from afterwords.models import ConsentKind, Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.faces.openai_consents import find_recorded
 from afterwords.server.records import Scope, StoredVoice
-from afterwords.server.routes.audio import Wrap, speech_response
+from afterwords.server.routes.audio import Wrap, parse_encoding, speech_response
 from afterwords.server.routes.responses import (
     BINARY,
     VoiceId,
@@ -154,17 +154,9 @@ async def parse_speech(request: Request, body: SpeechBody) -> tuple[SynthesisReq
         seed=body.seed,
         timestamps=bool(body.word_timestamps),
     )
-    return options, voice, _encoding_of(body)
-
-
-def _encoding_of(body: SpeechBody) -> Encoding:
     speech_format = body.response_format or SpeechFormat.MP3
     default = PCM_RATE if speech_format is SpeechFormat.PCM else None
-    try:
-        return Encoding(speech_format, body.sample_rate or default)
-    except InvalidOptionError as error:
-        rule = f"it must {error.message.partition('but must ')[2].rstrip('.')}"
-        raise InvalidRequestError.invalid_field("sample_rate", rule=rule) from None
+    return options, voice, parse_encoding(speech_format, body.sample_rate or default)
 
 
 def find_backend(model: str | None, backends: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from afterwords.audio.encoding import Encoding
-from afterwords.errors import AfterwordsError, ConflictError, InvalidRequestError, SynthesisError
+from afterwords.errors import AfterwordsError, ConflictError, InvalidOptionError, InvalidRequestError, SynthesisError
 from afterwords.models import JobStatus, SpeechFormat
 from afterwords.provenance import mark_tags
 from afterwords.server.concurrency import in_thread, while_connected
@@ -86,6 +86,19 @@ class ChunkedAudioResponse(Response):
                 await self._close(is_complete)
 
         await while_connected(receive, send_all())
+
+
+def parse_encoding(speech_format: SpeechFormat, sample_rate: int | None) -> Encoding:
+    """Return the encoding that a request asks for.
+
+    Raises:
+        InvalidRequestError: The format has no such rate.
+    """
+    try:
+        return Encoding(speech_format, sample_rate)
+    except InvalidOptionError as error:
+        rule = f"it must {error.message.partition('but must ')[2].rstrip('.')}"
+        raise InvalidRequestError.invalid_field("sample_rate", rule=rule) from None
 
 
 async def speech_response(
@@ -225,7 +238,8 @@ class StoredAudio:
 
 async def job_audio_response(request: Request, job: StoredJob, headers: dict[str, str]) -> Response:
     """Return the audio of a job that is ready, in its format."""
-    return await audio_response(request, await _open_job(request, job), Encoding(job.response_format), headers)
+    encoding = Encoding(job.response_format, job.sample_rate)
+    return await audio_response(request, await _open_job(request, job), encoding, headers)
 
 
 async def _open_job(request: Request, job: StoredJob, is_tagged: bool = True, wrap: Wrap | None = None) -> StoredAudio:

@@ -149,6 +149,10 @@ class SynthesizeBody(RequestBody):
     speed: Speed = Field(default=1.0, description="Speaking rate, 1 is the voice's own; the pitch is unchanged.")
     seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
     response_format: SpeechFormat = Field(default=SpeechFormat.WAV, strict=False, description="Format of the audio.")
+    sample_rate: int | None = Field(
+        default=None,
+        description="Sample rate of the audio in Hz, where the format has it; omitted: that of the backend.",
+    )
     stream: bool = Field(default=False, description="Send the audio while it is generated.")
     webhook_url: str | None = Field(default=None, description="URL to call when the job is final; https and public.")
     timestamps: bool = Field(

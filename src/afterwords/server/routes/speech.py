@@ -17,6 +17,7 @@ from afterwords.server.routes.audio import (
     add_result_headers,
     job_audio_response,
     job_headers,
+    parse_encoding,
     speech_headers,
     speech_response,
 )
@@ -91,7 +92,7 @@ async def synthesize(
     if isinstance(result, AcceptedJob):
         context_of(request).job_id = result.job.job_id
     if body.stream or isinstance(result, CachedSpeech):
-        return await speech_response(request, result, Encoding(options.response_format))
+        return await speech_response(request, result, Encoding(options.response_format, options.sample_rate))
     job = result.job
     waits = (_WAIT.fullmatch(preference) for preference in (prefer or "").split(","))
     wait_s = next((min(int(match[1]), WAIT_MAX_S) for match in waits if match), 0)
@@ -127,6 +128,7 @@ async def estimate(request: Request, body: SynthesizeBody) -> Response:
 
 
 def _options(body: SynthesizeBody) -> SynthesisRequest:
+    parse_encoding(body.response_format, body.sample_rate)
     return SynthesisRequest(
         **body.model_dump(exclude={"stream", "webhook_url"}),
         webhook_url=check_url(body.webhook_url) if body.webhook_url else None,
@@ -186,7 +188,8 @@ async def job_audio(request: Request, job_id: JobId) -> Response:
     state = state_of(request)
     job = await state.synthesis.get_job(caller_of(request), job_id)
     headers = {"X-Job-Id": job.job_id}
-    is_redirected = state.settings.audio_redirect and job.response_format is SpeechFormat.WAV
+    is_as_stored = job.response_format is SpeechFormat.WAV and job.sample_rate is None
+    is_redirected = state.settings.audio_redirect and is_as_stored
     if is_redirected and request.method == "GET" and not context_of(request).is_head:
         path = job.audio_key if job.status is JobStatus.READY and job.audio_sha256 else None
         if path and (url := await state.blobs.signed_url(path)):

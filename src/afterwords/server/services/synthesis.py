@@ -62,6 +62,7 @@ class SynthesisRequest:
     speed: float = 1.0
     seed: int | None = None
     response_format: SpeechFormat = SpeechFormat.WAV
+    sample_rate: int | None = None
     webhook_url: str | None = None
     timestamps: bool = False
     keeps_timing: bool = True
@@ -78,7 +79,8 @@ class SynthesisRequest:
             self.seed,
             self.response_format,
             self.webhook_url,
-            *([True] if self.timestamps else []),  # without it, digests are those of earlier versions
+            *([True] if self.timestamps else []),  # without these, digests are those of earlier versions
+            *([self.sample_rate] if self.sample_rate else []),
         ]
         return sha256(json.dumps(values).encode()).hexdigest()
 
@@ -176,10 +178,14 @@ class Synthesis:
             audio.close()
             return AcceptedJob(job, False, voice.name, left_out=left_out, notices=notices, quota=quota)
         flight_key = key
-        if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or request.timestamps:
-            parts = [key, request.response_format, request.webhook_url or "", *(["t"] if request.timestamps else [])]
-            if not request.keeps_timing:
-                parts.append("brief")
+        options = (
+            ("t", request.timestamps),
+            ("brief", not request.keeps_timing),
+            (f"{request.sample_rate}", request.sample_rate),
+        )
+        chosen = [name for name, is_chosen in options if is_chosen]
+        if request.response_format is not SpeechFormat.WAV or request.webhook_url is not None or chosen:
+            parts = [key, request.response_format, request.webhook_url or "", *chosen]
             flight_key = sha256("\0".join(parts).encode()).hexdigest()
         new = NewJob(
             job_id=new_id(),
@@ -196,6 +202,7 @@ class Synthesis:
             speed=request.speed,
             seed=request.seed,
             response_format=request.response_format,
+            sample_rate=request.sample_rate,
             webhook_url=request.webhook_url,
             timestamps=request.timestamps,
             keeps_timing=request.keeps_timing,

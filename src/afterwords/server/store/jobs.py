@@ -221,6 +221,7 @@ def submit(
         created_at=now,
         text=job.text,
         timestamps=job.timestamps,
+        sample_rate=job.sample_rate,
     )
     return SubmittedJob(accepted, is_new=True, quota=quota)
 

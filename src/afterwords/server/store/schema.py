@@ -276,6 +276,7 @@ jobs: Final = Table(
     Column("traceparent", String(55)),
     Column("timestamps", Boolean, nullable=False, server_default=false()),  # requested, so `timing` is stored
     Column("timing", VanishingText),  # with the text; NULL unless the job is ready, or about to be
+    Column("sample_rate", Integer),  # in Hz, of the audio as clients get it; NULL: that of the backend
     Column("keeps_timing", Boolean, nullable=False, server_default=true()),  # or `timing` is removed with the text
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
