@@ -99,9 +99,9 @@ class PocketEngine:
 
     def unspoken(self, text: str) -> list[str]:
         """Return the words of a text that are left out; see `afterwords.backends.base.unspoken`."""
-        from afterwords.backends.pocket.text import unspoken
+        from afterwords.backends.pocket.text import check_script
 
-        return unspoken(text)
+        return check_script(text)
 
     def load(self, backend: str, progress: Progress = ignore_progress) -> None:  # noqa: ARG002 - one backend
         progress(0.0, "loading the model")

@@ -1,14 +1,15 @@
-"""Text for Pocket TTS: without what it can't read, and in sentences as long as it was trained on."""
+"""Text for Pocket TTS: in words, and in sentences as long as it was trained on."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from afterwords.errors import TextError
+from afterwords.normalization import normalize
+from afterwords.normalization.english import has_words, unspoken
 from afterwords.text import split_chunks
 
 MAX_TOKENS: Final = 50
@@ -18,7 +19,6 @@ MAX_CHARS: Final = 200
 SENTENCE_PAUSE_S, CLAUSE_PAUSE_S, PARAGRAPH_PAUSE_S = 0.15, 0.05, 0.45
 """Silence after a sentence. The package joins chunks without any, and gives none to a line break (issues 153, 175)."""
 _PARAGRAPH: Final = re.compile(r"\n\s*\n")
-_WORD: Final = re.compile(r"\S+")
 _ENDS: Final = tuple(".!?…")
 _CLOSERS: Final = "\"'”’»)] "
 
@@ -32,21 +32,21 @@ class Sentence:
 
 
 def split(text: str, n_tokens: Callable[[str], int]) -> list[Sentence]:
-    """Split a text into sentences of at most MAX_TOKENS tokens.
+    """Split a text into sentences of at most MAX_TOKENS tokens, in words, without those in another script.
 
     Raises:
         TextError: Nothing of the text can be spoken.
     """
     found: list[Sentence] = []
     for paragraph in _PARAGRAPH.split(text):
-        pieces = list(_pieces(readable(paragraph), n_tokens, MAX_CHARS))
+        pieces = list(_pieces(normalize(paragraph, "en"), n_tokens, MAX_CHARS))
         for piece in pieces:
             is_sentence = piece.rstrip(_CLOSERS).endswith(_ENDS)
             found.append(Sentence(piece, SENTENCE_PAUSE_S if is_sentence else CLAUSE_PAUSE_S))
         if pieces:
             found[-1] = Sentence(pieces[-1], PARAGRAPH_PAUSE_S)
     if not found:
-        unspoken(text)
+        check_script(text)
         raise TextError(code="empty_text")
     found[-1] = Sentence(found[-1].text, 0.0)
     return found
@@ -62,26 +62,14 @@ def _pieces(text: str, n_tokens: Callable[[str], int], max_chars: int) -> Iterat
             yield from _pieces(piece, n_tokens, len(piece) // 2)
 
 
-def readable(text: str) -> str:
-    """Return a text without emoji and without words in another script, which come out as seconds of something."""
-    if text.isascii():
-        return text
-    text = "".join(" " if unicodedata.category(c) in ("So", "Sk", "Cf", "Cn", "Co") else c for c in text)
-    return _WORD.sub(lambda word: "" if any(map(_is_foreign, word.group())) else word.group(), text)
-
-
-def unspoken(text: str) -> list[str]:
+def check_script(text: str) -> list[str]:
     """Return the words of a text that are left out, because they are in another script.
 
     Raises:
         TextError: All words are.
     """
-    words = [] if text.isascii() else list(dict.fromkeys(w for w in text.split() if any(map(_is_foreign, w))))
-    if words and not any(map(str.isalnum, readable(text))):
+    words = unspoken(text)
+    if words and not has_words(text):
         why = "The backend pocket can't read the script that the text is written in."
         raise TextError(why, code="unspeakable_text")
     return words
-
-
-def _is_foreign(character: str) -> bool:
-    return character.isalpha() and not character.isascii() and "LATIN" not in unicodedata.name(character, "")
