@@ -106,6 +106,8 @@ class LiteEngine:
             profile = _profile(task.prompt)
         except InvalidPromptError as error:
             raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
+        with self._lock:
+            kokoro = self._loaded()  # with the dictionaries, which the next line would load alone
         plain = plain_words(task.text)
         written = WrittenWords(task.text, plain)
         n_samples = 0
@@ -115,7 +117,6 @@ class LiteEngine:
             if not has_sound(ids):
                 continue
             with self._lock:
-                kokoro = self._loaded()
                 outputs = [kokoro.speak(line, profile.style[len(line) - 1], profile.pitch) for line in lines(ids)]
                 ranges = [speech_range(output.samples) for output in outputs]
                 samples = np.concatenate(
