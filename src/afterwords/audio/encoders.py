@@ -29,6 +29,8 @@ _LIBAV = {
 # Options of a container in a pipe. A Xing header would state a length of 0; the others limit how much audio is held
 # back, in µs and ms: 1 s and 5 s by default.
 _STREAMED = {"mp3": {"write_xing": "0"}, "ogg": {"page_duration": "40000"}, "webm": {"cluster_time_limit": "40"}}
+# LAME's default, 3, takes 40% more time at 128 kbit/s, and has no better signal-to-noise ratio, also at 32 kbit/s.
+_CODEC_OPTIONS = {"libmp3lame": {"compression_level": "5"}}
 
 
 class Encoder(Protocol):
@@ -123,6 +125,7 @@ class LibavEncoder:
                 layout="mono",
                 format=self._sample_format,
                 bit_rate=encoding.bit_rate or bit_rate,
+                options=_CODEC_OPTIONS.get(codec, {}),
             )
             self._stream = cast("AudioStream", stream)
             if encoding.format not in UNTAGGED:
