@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import SEEK_END, SEEK_SET
+from dataclasses import dataclass, field
+from fractions import Fraction
+from io import SEEK_END, SEEK_SET, BytesIO
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import numpy as np
@@ -33,6 +35,21 @@ _STREAMED = {"mp3": {"write_xing": "0"}, "ogg": {"page_duration": "40000"}, "web
 _CODEC_OPTIONS = {"libmp3lame": {"compression_level": "5"}}
 
 
+@dataclass(frozen=True, slots=True)
+class BookInfo:
+    """What an audiobook has besides its audio; its AAC is in an MP4 file.
+
+    Attributes:
+        duration_s: Length of the audio in seconds.
+        chapters: Titles and starts of its chapters, in seconds; WAV files have none.
+        cover: A JPEG or PNG file; WAV and Ogg files have none.
+    """
+
+    duration_s: float
+    chapters: tuple[tuple[str, float], ...]
+    cover: bytes | None = field(default=None, repr=False)
+
+
 class Encoder(Protocol):
     """Encodes samples into a file."""
 
@@ -46,7 +63,9 @@ class Encoder(Protocol):
         """Release everything without another write."""
 
 
-def make_encoder(file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str]) -> Encoder:
+def make_encoder(
+    file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str], book: BookInfo | None = None
+) -> Encoder:
     """Return an encoder, with the header written.
 
     Args:
@@ -54,6 +73,7 @@ def make_encoder(file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: 
         encoding: Its format and bit rate are used.
         sample_rate: Rate of the samples in Hz; the format must have it.
         tags: Texts by the names of `wav_chunks.INFO_IDS`, left out by the formats of `encoding.UNTAGGED`.
+        book: Makes the file an audiobook.
 
     Raises:
         OSError: A write failed, here or in any call of the encoder.
@@ -62,7 +82,7 @@ def make_encoder(file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: 
         return PcmEncoder(file)
     if encoding.format is SpeechFormat.WAV:
         return WavEncoder(file, sample_rate=sample_rate, tags=tags)
-    return LibavEncoder(file, encoding, sample_rate=sample_rate, tags=tags)
+    return LibavEncoder(file, encoding, sample_rate=sample_rate, tags=tags, book=book)
 
 
 class PcmEncoder:
@@ -106,7 +126,9 @@ class WavEncoder(PcmEncoder):
 class LibavEncoder:
     """Every other format."""
 
-    def __init__(self, file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, file: BinaryIO, encoding: Encoding, *, sample_rate: int, tags: Mapping[str, str], book: BookInfo | None
+    ) -> None:
         import av
 
         container, codec, self._sample_format, bit_rate = _LIBAV[encoding.format]
@@ -117,6 +139,8 @@ class LibavEncoder:
             options |= _STREAMED.get(container, {})
         if container == "mp3" and not tags:
             options["id3v2_version"] = "0"
+        if book and container == "adts":
+            container, options["brand"] = "mp4", "M4B "
         with self._file_errors():
             self._container = av.open(self._sink, "w", format=container, options=options)
             stream = self._container.add_stream(
@@ -128,10 +152,50 @@ class LibavEncoder:
                 options=_CODEC_OPTIONS.get(codec, {}),
             )
             self._stream = cast("AudioStream", stream)
-            if encoding.format not in UNTAGGED:
+            if encoding.format not in UNTAGGED or book:
                 self._container.metadata.update(tags)
-            self._container.start_encoding()
+            if book:
+                self._add_book(book, container)
+            else:
+                self._container.start_encoding()
         self._n_frames = 0
+
+    def _add_book(self, book: BookInfo, container: str) -> None:
+        """Write the header with chapters, and the cover."""
+        import av
+        from av.stream import Disposition
+
+        metadata = self._container.metadata
+        metadata.update({"album": metadata["title"], "genre": "Audiobook"} if "title" in metadata else {})
+        starts = [round(start_s * 1000) for _, start_s in book.chapters] + [round(book.duration_s * 1000)]
+        if container in {"flac", "ogg"}:  # libav writes none into FLAC, and rounds seconds up in Ogg
+            for number, ((title, _), start) in enumerate(zip(book.chapters, starts, strict=False)):
+                seconds, ms = divmod(start, 1000)
+                clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{ms:03}"
+                metadata.update({f"CHAPTER{number:03}": clock, f"CHAPTER{number:03}NAME": title})
+        else:
+            self._container.set_chapters(
+                [
+                    {
+                        "id": number,
+                        "start": starts[number],
+                        "end": starts[number + 1],
+                        "time_base": Fraction(1, 1000),
+                        "metadata": {"title": title},
+                    }
+                    for number, (title, _) in enumerate(book.chapters)
+                ]
+            )
+        if book.cover is None or container == "ogg":
+            self._container.start_encoding()
+            return
+        with av.open(BytesIO(book.cover), "r") as image:
+            cover = self._container.add_stream_from_template(image.streams.video[0])
+            cover.disposition = Disposition.attached_pic.value  # type: ignore[assignment] # PyAV 16 takes only an int
+            self._container.start_encoding()
+            packet = next(image.demux(video=0))
+            packet.stream, packet.pts, packet.dts = cover, 0, 0
+            self._container.mux(packet)
 
     def write(self, samples: Samples) -> None:
         import av

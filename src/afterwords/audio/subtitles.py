@@ -1,4 +1,4 @@
-"""Subtitles of speech as SRT and WebVTT, from its alignment: called by `afterwords say`."""
+"""Subtitles of speech as SRT and WebVTT, from its alignment: called by `say` and `narrate`."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def to_srt(alignment: Alignment) -> str:
+def to_srt(speech: Alignment | Sequence[Cue]) -> str:
     """Return the subtitles of speech as an SRT file."""
     blocks = [
         "\n".join((str(number), f"{_clock(cue.start_s, ',')} --> {_clock(cue.end_s, ',')}", *cue.lines, ""))
-        for number, cue in enumerate(cues(alignment), 1)
+        for number, cue in enumerate(cues(speech) if isinstance(speech, Alignment) else speech, 1)
     ]
     return "\n".join(blocks)
 
 
-def to_vtt(alignment: Alignment) -> str:
+def to_vtt(speech: Alignment | Sequence[Cue]) -> str:
     """Return the subtitles of speech as a WebVTT file."""
     blocks = [
         "\n".join(
             (f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}", escape("\n".join(cue.lines), quote=False), "")
         )
-        for cue in cues(alignment)
+        for cue in (cues(speech) if isinstance(speech, Alignment) else speech)
     ]
     return "\n".join(("WEBVTT\n", *blocks))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
-from afterwords.audio.encoders import make_encoder
+from afterwords.audio.encoders import BookInfo, make_encoder
 from afterwords.audio.encoding import Encoding
 from afterwords.audio.output import format_of, open_destination, parse_format, translate_write_errors
 from afterwords.audio.wav import Samples
@@ -37,6 +37,7 @@ class AudioWriter:
         sample_rate: Rate of the samples in Hz. They are resampled to the rate of the encoding; a format that doesn't
             have the rate uses the next higher one.
         tags: Texts by the names of `wav_chunks.INFO_IDS`; raw formats and aac have no tags.
+        book: Makes the file an audiobook with chapters and a cover.
 
     Raises:
         InvalidInputError: The format is unknown.
@@ -54,6 +55,7 @@ class AudioWriter:
         format: Encoding | SpeechFormat | str | None = None,
         sample_rate: int,
         tags: Mapping[str, str] | None = None,
+        book: BookInfo | None = None,
     ) -> None:
         if isinstance(format, Encoding):
             self._encoding = format
@@ -70,6 +72,7 @@ class AudioWriter:
             # No container can hold NUL or a lone surrogate.
             if clean := text.replace("\0", "").encode("utf-8", "replace").decode():
                 self._tags[name] = clean
+        self._book = book
         self._target = target
         self._sample_rate = sample_rate
         self._resampler: soxr.ResampleStream | None = None
@@ -89,7 +92,9 @@ class AudioWriter:
         self._output = open_destination(self._target)
         try:
             with translate_write_errors(self._target):
-                self._encoder = make_encoder(self._output.file, self._encoding, sample_rate=rate, tags=self._tags)
+                self._encoder = make_encoder(
+                    self._output.file, self._encoding, sample_rate=rate, tags=self._tags, book=self._book
+                )
         except BaseException:
             self._output.discard()
             raise
