@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-_PROGRESS = re.compile(r".+ after \d+ s")  # printed every 10 s on a slow machine
+_PROGRESS = re.compile(r".+ after \d+ s(, about .+ left)?")  # printed every 10 s on a slow machine
 COMMAND = [sys.executable, "-W", "error", "-m", "afterwords"]
 
 

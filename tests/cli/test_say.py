@@ -396,7 +396,7 @@ def test_progress_without_terminal_prints_lines(monkeypatch: pytest.MonkeyPatch)
             pass
 
     assert re.fullmatch(r"loading after \d+ s", first)
-    assert re.fullmatch(r"speaking, 50% after \d+ s", later)
+    assert re.fullmatch(r"speaking, 50% after \d+ s(, about .+ left)?", later)
 
 
 # -- text that is still being written ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -153,10 +154,12 @@ def shown(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in seconds or minutes, for people."""
+    """Return a duration in seconds, minutes or hours, for people."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
@@ -178,6 +181,8 @@ def quoted(text: str) -> str:
 
 LINE_EVERY_S: Final = 10.0
 """Interval of the progress lines that replace the bar where stderr is not a terminal."""
+RECENT_LINES: Final = 7
+"""Lines whose pace gives the time left."""
 
 
 class Bar:
@@ -187,8 +192,10 @@ class Bar:
         self._bar = bar
         self._task = bar.add_task(shown(step), total=1.0) if bar else None
         self.line = step
+        self.fraction = 0.0
 
     def __call__(self, fraction: float, step: str) -> None:
+        self.fraction = fraction
         if fraction < 1:  # the last step is "done", and the next may be slow
             self.line = f"{step}, {fraction:.0%}"
         if self._bar and self._task is not None:
@@ -217,9 +224,14 @@ def progress_bar(step: str = "loading") -> Iterator[Bar]:
 
         def print_lines() -> None:
             started = time.monotonic()
+            recent = deque([(started, 0.0)], maxlen=RECENT_LINES)
             with suppress(OSError):  # the reader of stderr has closed it
                 while not is_over.wait(LINE_EVERY_S):
-                    note(f"{shown(plain_bar.line)} after {time.monotonic() - started:.0f} s")
+                    recent.append((time.monotonic(), plain_bar.fraction))
+                    (since, before), (until, fraction) = recent[0], recent[-1]
+                    left_s = (until - since) * (1 - fraction) / (fraction - before) if fraction > before else 0.0
+                    left = f", about {duration(left_s)} left" if left_s >= LINE_EVERY_S else ""
+                    note(f"{shown(plain_bar.line)} after {until - started:.0f} s{left}")
 
         thread = threading.Thread(target=print_lines, daemon=True)
         thread.start()
