@@ -38,10 +38,11 @@ STATUSES = {
     (422, 2): "voice_required",
     (422, 5): "bad_bits bad_block_align bad_channels bad_content_type bad_sample_rate consent_required "
     "control_character damaged_audio empty_data empty_text file_too_large invalid_audio invalid_backend "
-    "invalid_backup invalid_bundle invalid_config invalid_field invalid_format invalid_input invalid_name "
-    "invalid_option invalid_text invalid_unicode invalid_webhook_url malformed_wav no_fmt no_voice non_finite_audio "
-    "not_wav poor_recording silent_audio text_too_long too_long too_many_chunks too_short truncated unreadable_file "
-    "unspeakable_text unsupported_audio unsupported_encoding unsupported_lang unwritable_output",
+    "invalid_backup invalid_book invalid_bundle invalid_config invalid_field invalid_format invalid_input "
+    "invalid_name invalid_option invalid_text invalid_unicode invalid_webhook_url malformed_wav no_fmt no_voice "
+    "non_finite_audio not_wav poor_recording protected_book silent_audio text_too_long too_long too_many_chunks "
+    "too_short truncated unreadable_file unspeakable_text unsupported_audio unsupported_encoding "
+    "unsupported_lang unwritable_output",
     (422, 7): "runaway_audio",
     (429, 6): "limit_reached queue_full quota_exceeded rate_limited too_many_auth_failures "
     "too_many_concurrent_requests",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         voices,
     )
     from afterwords.models import Job, Voice
+    from afterwords.narration.narrator import narrate
     from afterwords.provenance import verify
     from afterwords.transfer import pull, push, sync
 
@@ -46,6 +47,7 @@ _MODULES = {
     "export_voice": "afterwords.local",
     "import_voice": "afterwords.local",
     "inspect": "afterwords.local",
+    "narrate": "afterwords.narration.narrator",
     "pull": "afterwords.transfer",
     "push": "afterwords.transfer",
     "remove": "afterwords.local",
@@ -70,6 +72,7 @@ __all__ = [
     "export_voice",
     "import_voice",
     "inspect",
+    "narrate",
     "pull",
     "push",
     "remove",

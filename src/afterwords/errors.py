@@ -118,7 +118,7 @@ class InvalidInputError(AfterwordsError, code="invalid_input", http_status=422, 
     codes: ClassVar[Mapping[str, Code]] = {
         "invalid_backend": Code(hint="run `afterwords backends` to list the backends."),
         "invalid_name": Code(hint="use 1 to 200 letters, digits, spaces or punctuation marks."),
-        "invalid_config": Code(),
+        **dict.fromkeys(("invalid_book", "invalid_config", "protected_book"), Code()),
         "invalid_backup": Code(hint="use another backup; nothing was changed here."),
         "invalid_format": Code(hint="add --format wav."),
         "voice_required": Code(exit_code=2),

@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"))]
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 WITH_A_SERVER = "\n<!-- with a server -->\n"
-WITH_TONE = {"bundle.md", "cli.md", "quickstart.md", "text.md"}
+WITH_TONE = {"bundle.md", "cli.md", "narrate.md", "quickstart.md", "text.md"}
 """Pages without a server on which the engine makes no difference."""
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 

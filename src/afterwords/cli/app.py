@@ -41,6 +41,11 @@ COMMANDS: Final = {
     ),
     "voices": Entry("Voices", "voices", "List, show, rename, remove, export and import voices."),
     "say": Entry("Speak", "say", "Speak a text with a voice, on this machine or on a server."),
+    "narrate": Entry(
+        "Speak",
+        "narrate",
+        "Speak a book into one audio file with chapters. After an interruption, run it again to go on.",
+    ),
     "verify": Entry(
         "Speak", "verify", "Check whether a file is marked as synthetic speech. The exit code is 1 if it is not."
     ),
@@ -124,6 +129,11 @@ EXAMPLES: Final = {
         "echo Hello | afterwords say - -o - --format mp3 > hello.mp3",
         'afterwords say "Hello" --voice me --remote -o hello.wav',
         "afterwords say --file story.txt --voice me --remote --dry-run",
+    ),
+    "narrate": (
+        "afterwords narrate book.epub --voice me",
+        "afterwords narrate book.md --voice me --cast cast.toml -o book.m4b --srt book.srt",
+        "afterwords narrate book.epub --dry-run",
     ),
     "verify": ("afterwords verify hello.mp3",),
     "demo": ("afterwords demo",),

@@ -1,0 +1,160 @@
+"""`afterwords narrate`: speak a book into one audio file with chapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from afterwords.cli import output
+from afterwords.cli.options import complete_voice
+from afterwords.cli.say import AsJson, Backend, Speed
+
+if TYPE_CHECKING:
+    from afterwords.narration.narrator import Narration
+
+SHOWN_LEFT_OUT: Final = 20
+BookFile = Annotated[Path, typer.Argument(help="Book: an .epub, .md, .html or .txt file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File to write: .m4b, .mp3, .opus, .flac or .wav. (default: BOOK.m4b)"),
+]
+Narrator = Annotated[
+    str | None,
+    typer.Option(
+        "--voice",
+        "-v",
+        help="Narrator, by name or ID. (default: the default voice, or the only one)",
+        autocompletion=complete_voice,
+    ),
+]
+CastFile = Annotated[
+    Path | None, typer.Option("--cast", help='TOML file with a voice for each character, such as ALICE = "anna".')
+]
+BookLang = Annotated[
+    str | None, typer.Option("--lang", help="Language of the book, such as en. (default: the book's, or the voice's)")
+]
+BookSeed = Annotated[int, typer.Option("--seed", help="Random seed: the same seed gives the same speech.")]
+Loudness = Annotated[float, typer.Option("--loudness", help="Loudness of each voice in LUFS, -35 to -12.")]
+Cover = Annotated[Path | None, typer.Option("--cover", help="JPEG or PNG file. (default: the cover of an EPUB)")]
+BookSrt = Annotated[Path | None, typer.Option("--srt", help="Subtitle file to write, in SRT format.")]
+BookVtt = Annotated[Path | None, typer.Option("--vtt", help="Subtitle file to write, in WebVTT format.")]
+Outline = Annotated[
+    bool, typer.Option("--dry-run", help="Speak nothing: print the chapters and their expected lengths.")
+]
+
+
+def narrate(
+    book: BookFile,
+    out: Out = None,
+    voice: Narrator = None,
+    cast: CastFile = None,
+    lang: BookLang = None,
+    backend: Backend = None,
+    speed: Speed = 1.0,
+    seed: BookSeed = 0,
+    loudness: Loudness = -19.0,
+    cover: Cover = None,
+    srt: BookSrt = None,
+    vtt: BookVtt = None,
+    dry_run: Outline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Speak a book into one audio file with chapters. After an interruption, run it again to go on."""
+    from afterwords.narration.narrator import narrate as narrate_book
+    from afterwords.narration.script import read_cast
+
+    characters = read_cast(cast) if cast else {}
+    if dry_run:
+        _print_outline(book, characters, speed, as_json=as_json)
+        return
+    path = out or book.with_suffix(".m4b")
+    try:
+        with output.progress_bar("reading") as progress:
+            done = narrate_book(
+                book,
+                path,
+                voice=voice,
+                cast=characters,
+                lang=lang,
+                backend=backend,
+                speed=speed,
+                seed=seed,
+                loudness=loudness,
+                cover=cover,
+                srt=srt,
+                vtt=vtt,
+                progress=progress,
+            )
+    except BaseException:
+        parts = path.with_suffix(".part")
+        if kept := len(list(parts.glob("*.wav"))):
+            output.note(f"{kept:,} sentences are kept in {output.shown(str(parts))}. Run it again to go on.")
+        raise
+    _print_result(done, as_json=as_json)
+
+
+def _print_result(done: Narration, *, as_json: bool) -> None:
+    if as_json:
+        output.result_json(
+            {
+                "file": str(done.path),
+                "duration_s": round(done.duration_s, 3),
+                "chapters": [{"title": title, "start_s": start_s} for title, start_s in done.chapters],
+                "voices": list(done.voices),
+                "backends": list(done.backends),
+                "sentences": done.n_sentences,
+                "spoken": done.n_spoken,
+                "left_out": list(done.left_out),
+                "notices": list(done.notices),
+            }
+        )
+    for notice in done.notices:
+        output.note(f"  [yellow]![/yellow] {output.shown(notice)}")
+    if done.left_out:
+        n_left_out = len(done.left_out)
+        which = (
+            "1 sentence could not be spoken and is"
+            if n_left_out == 1
+            else f"{n_left_out:,} could not be spoken and are"
+        )
+        output.note(f"  [yellow]![/yellow] {which} left out:")
+        for sentence in done.left_out[:SHOWN_LEFT_OUT]:
+            output.note(f"    {output.shown(sentence)}")
+    n_chapters = len(done.chapters)
+    chapters = "1 chapter" if n_chapters == 1 else f"{n_chapters:,} chapters"
+    kept = f", {done.n_sentences - done.n_spoken:,} kept from before" if done.n_spoken < done.n_sentences else ""
+    output.note(
+        f"[bold green]✓[/bold green] {output.shown(str(done.path))}: {output.duration(done.duration_s)}, {chapters}, "
+        f"{done.n_sentences:,} sentences{kept} ({output.shown(', '.join(done.voices))})"
+    )
+    output.note_how_to_listen(str(done.path))
+    output.note(f"Next: afterwords verify {output.quoted(str(done.path))}")
+
+
+def _print_outline(book: Path, cast: dict[str, str], speed: float, *, as_json: bool) -> None:
+    from afterwords.narration.book import read_book
+    from afterwords.narration.script import write_script
+    from afterwords.text import expected_speech_s
+
+    found = read_book(book)
+    sentences, notices = write_script(found, cast)
+    lengths = [0.0] * len(found.chapters)
+    for sentence in sentences:
+        lengths[sentence.chapter] += sentence.pause_s / speed + expected_speech_s(sentence.text, speed=speed)
+    if as_json:
+        chapters = [
+            {"title": chapter.title, "duration_s": round(length_s, 1)}
+            for chapter, length_s in zip(found.chapters, lengths, strict=True)
+        ]
+        facts = {"title": found.title, "author": found.author, "lang": found.lang, "has_cover": found.cover is not None}
+        output.result_json({**facts, "chapters": chapters, "sentences": len(sentences), "duration_s": sum(lengths)})
+        return
+    rows = [
+        (str(number), f"about {output.duration(length_s)}", chapter.title)
+        for number, (chapter, length_s) in enumerate(zip(found.chapters, lengths, strict=True), 1)
+    ]
+    output.result_table(("#", "audio", "chapter"), [*rows, ("", f"about {output.duration(sum(lengths))}", "all")])
+    for notice in notices:
+        output.note(f"  [yellow]![/yellow] {output.shown(notice)}")

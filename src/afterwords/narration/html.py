@@ -1,0 +1,179 @@
+"""The text of an HTML or XHTML page as headings and paragraphs, without what is not read aloud."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from typing import Final, NamedTuple
+
+CHAPTER_LEVEL: Final = 2
+"""Headings up to this level begin a chapter."""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_HEADINGS: Final = _names("h1 h2 h3 h4 h5 h6")
+_BLOCKS: Final = _HEADINGS | _names(
+    "address article aside blockquote body caption center dd details div dl dt figcaption figure footer form header hr "
+    "li main ol p pre section summary table tbody td tfoot th thead tr ul"
+)
+_SKIPPED: Final = _names(
+    "audio button iframe math nav noscript object rp rt script select style svg template textarea video"
+)
+_VOID: Final = _names("area base br col embed hr img input link meta source track wbr")
+_SKIPPED_TYPES: Final = _names(
+    "annoref backlink doc-backlink doc-endnote doc-endnotes doc-footnote doc-index doc-noteref doc-pagebreak "
+    "doc-pagelist doc-toc endnote endnotes footnote footnotes index landmarks noteref page-list pagebreak rearnote "
+    "rearnotes toc"
+)
+"""Values of `epub:type` and `role`. Source: EPUB Structural Semantics Vocabulary 1.1, Digital Publishing WAI-ARIA."""
+_NOTE_MARK: Final = re.compile(r"\s*[(\[]?\s*(?:\d{1,4}|[*†‡§¶]{1,3}|[a-z])\s*[)\]]?\s*")
+_SPACE: Final = re.compile(r"\s+")
+
+
+class Block(NamedTuple):
+    """A heading or a paragraph.
+
+    Attributes:
+        text: Its text; runs of whitespace are one space.
+        level: 1 to 6 for a heading, 0 for a paragraph.
+        chapter: Title of the chapter that begins here, if a table of contents says so.
+    """
+
+    text: str
+    level: int = 0
+    chapter: str | None = None
+
+
+class Page(HTMLParser):
+    """A page; broken markup never fails.
+
+    Args:
+        text: Its source.
+        chapters: Titles by the ID of the element where the chapter begins; "" is the beginning of the page.
+
+    Attributes:
+        blocks: Its headings and paragraphs.
+        title: Content of its `title` element.
+        author: Author that a `meta` element names.
+        lang: Language of the page.
+    """
+
+    def __init__(self, text: str, chapters: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.blocks: list[Block] = []
+        self.title: str | None = None
+        self.author: str | None = None
+        self.lang: str | None = None
+        self._chapters = dict(chapters or {})
+        self._chapter = self._chapters.pop("", None)
+        self._parts: list[str] = []
+        self._level = 0
+        self._skipped: list[str] = []  # open elements from the outermost skipped one
+        self._in_title = False
+        self._link: int | None = None  # number of parts before an open link to a place in a book
+        self.feed(text)
+        self.close()
+        self._end_block()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag in {"html", "body"}:
+            self.lang = given.get("lang") or given.get("xml:lang") or self.lang
+        if tag == "meta" and given.get("name", "").lower() in {"author", "dc.creator"}:
+            self.author = given.get("content", "").strip() or None
+        if self._skipped:
+            if tag not in _VOID:
+                self._skipped.append(tag)
+            return
+        if tag == "title":
+            self._in_title = True
+        if tag in _BLOCKS:
+            self._end_block()
+            if tag in _HEADINGS:
+                self._level = int(tag[1])
+        for name in ("id", "name"):
+            if given.get(name, "") in self._chapters and (name == "id" or tag == "a"):
+                self._end_block()
+                self._chapter = self._chapters.pop(given[name])
+        types = set(f"{given.get('epub:type', '')} {given.get('role', '')}".lower().split())
+        is_hidden = "hidden" in given or given.get("aria-hidden") == "true"
+        if (tag in _SKIPPED or types & _SKIPPED_TYPES or is_hidden) and tag not in _VOID | {"html", "body"}:
+            self._skipped.append(tag)
+        elif tag == "br":
+            self._parts.append(" ")
+        elif tag == "a" and "#" in given.get("href", ""):
+            self._link = len(self._parts)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._skipped:
+            if tag in self._skipped:
+                del self._skipped[len(self._skipped) - 1 - self._skipped[::-1].index(tag) :]
+            return
+        if tag == "title":
+            self._in_title = False
+        if tag == "a" and self._link is not None:
+            if not self._level and _NOTE_MARK.fullmatch("".join(self._parts[self._link :])):
+                del self._parts[self._link :]
+            self._link = None
+        if tag in _BLOCKS:
+            self._end_block()
+
+    def handle_data(self, data: str) -> None:
+        if self._skipped:
+            return
+        if self._in_title:
+            self.title = _SPACE.sub(" ", (self.title or "") + data).strip() or None
+        else:
+            self._parts.append(data)
+
+    def _end_block(self) -> None:
+        text = _SPACE.sub(" ", "".join(self._parts)).strip()
+        if text:
+            self.blocks.append(Block(text, self._level, self._chapter))
+            self._chapter = None
+        self._parts, self._level, self._link = [], 0, None
+
+
+class TableOfContents(HTMLParser):
+    """The links of a table of contents of EPUB 3, in order: their addresses and texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self._is_inside = False
+        self._href: str | None = None
+        self._parts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "nav":
+            types = f"{given.get('epub:type') or ''} {given.get('role') or ''}".split()
+            self._is_inside = bool({"toc", "doc-toc"} & set(types))
+        elif tag == "a" and self._is_inside:
+            self._href, self._parts = given.get("href"), []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "nav":
+            self._is_inside = False
+        elif tag == "a" and self._href:
+            self.links.append((self._href, _SPACE.sub(" ", "".join(self._parts)).strip()))
+            self._href = None
+
+    def handle_data(self, data: str) -> None:
+        self._parts.append(data)
+
+
+def begins_chapter(block: Block) -> bool:
+    """Return whether a block is a heading that begins a chapter."""
+    return 0 < block.level <= CHAPTER_LEVEL

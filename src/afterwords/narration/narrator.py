@@ -1,0 +1,414 @@
+"""Narrate a book: speak each sentence once, keep it on disk until the book is complete, and write the book.
+
+A narration that was interrupted, even by a crash or a power cut, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from textwrap import shorten
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from afterwords import __version__, disk, local
+from afterwords.audio.effects import fade_from, resample
+from afterwords.audio.encoders import BookInfo
+from afterwords.audio.encoding import Encoding
+from afterwords.audio.loudness import LoudnessMeter, limit_peaks
+from afterwords.audio.output import check_writable, write_atomically
+from afterwords.audio.subtitles import Cue, cues, to_srt, to_vtt
+from afterwords.audio.wav import Samples, read_wav
+from afterwords.audio.writer import AudioWriter
+from afterwords.backends import registry
+from afterwords.backends.base import Progress, ignore_progress, unspoken
+from afterwords.errors import (
+    FileError,
+    InvalidInputError,
+    InvalidOptionError,
+    LibraryError,
+    MalformedWavError,
+    SynthesisError,
+    TextError,
+    TextWarning,
+)
+from afterwords.models import Alignment, SpeechFormat, SpeechOptions, Voice, WordTiming, now
+from afterwords.narration.book import Book, known_lang, read_book, read_cover
+from afterwords.narration.script import NARRATOR, PARAGRAPH_PAUSE_S, Sentence, Speaker, check_cast, write_script
+from afterwords.provenance import mark_tags
+from afterwords.speech import Speech
+from afterwords.text import describe_left_out, max_speech_s
+
+LOUDNESS_LUFS: Final = -19.0
+"""Apple asks for -16 LUFS of podcasts in stereo; one channel, which two loudspeakers play, measures 3 LU less."""
+LOUDNESS_MIN, LOUDNESS_MAX = -35.0, -12.0
+PEAK_DBTP: Final = -2.0
+"""Limit of true peaks before encoding: lossy formats add up to 1 dB, so that files stay below -1 dBTP."""
+ATTEMPTS: Final = 3
+"""How often a sentence is tried, each time with another seed, before it is left out."""
+MAX_FAILED_IN_A_ROW: Final = 5
+ENCODINGS: Final = {
+    ".m4b": SpeechFormat.AAC,
+    ".m4a": SpeechFormat.AAC,
+    ".mp3": SpeechFormat.MP3,
+    ".opus": SpeechFormat.OPUS,
+    ".flac": SpeechFormat.FLAC,
+    ".wav": SpeechFormat.WAV,
+}
+_PART: Final = re.compile(r"[0-9a-f]{64}\.wav(?:\.part)?|lock")
+_WRITING: Final = 0.03
+"""Share of the progress for writing the file after all was spoken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narration:
+    """A narrated book.
+
+    Attributes:
+        path: The audio file.
+        duration_s: Its length in seconds.
+        chapters: Titles and starts of its chapters, in seconds.
+        voices: Names of its voices, the narrator first.
+        backends: Backends that spoke.
+        n_sentences: Number of sentences.
+        n_spoken: How many of them were spoken now; the others were kept from an interrupted narration.
+        left_out: Sentences that could not be spoken, with the reason.
+        notices: Sentences about what else differs from the book.
+    """
+
+    path: Path
+    duration_s: float
+    chapters: tuple[tuple[str, float], ...]
+    voices: tuple[str, ...]
+    backends: tuple[str, ...]
+    n_sentences: int
+    n_spoken: int
+    left_out: tuple[str, ...] = field(default=(), repr=False)
+    notices: tuple[str, ...] = ()
+
+
+def narrate(
+    book: Path | str,
+    out: Path | str,
+    *,
+    voice: Voice | str | None = None,
+    cast: Mapping[str, str] | None = None,
+    lang: str | None = None,
+    backend: str | None = None,
+    speed: float = 1.0,
+    seed: int = 0,
+    loudness: float = LOUDNESS_LUFS,
+    cover: Path | str | None = None,
+    srt: Path | str | None = None,
+    vtt: Path | str | None = None,
+    progress: Progress = ignore_progress,
+) -> Narration:
+    """Speak a book into one audio file with chapters.
+
+    Sentences are kept in a private folder next to the file, such as `book.part`, until the file is complete. If this is
+    interrupted, call it again with the same arguments: it goes on with the first missing sentence.
+
+    Args:
+        book: An EPUB, Markdown, HTML or text file.
+        out: The audio file: .m4b, .mp3, .opus, .flac or .wav. An existing one is replaced at the end.
+        voice: The narrator: a Voice, its name or its id; None takes the default, or the only one.
+        cast: Names of voices by the names of characters, for `[voice:NAME]` and for paragraphs such as "NAME: Hello."
+        lang: Language of the book; None takes what the book states, or the voice's.
+        backend: Backend to use; None takes each voice's.
+        speed: Speaking rate, 0.25 to 4.
+        seed: Makes a sampled result repeatable.
+        loudness: Loudness of each voice, -35 to -12 LUFS.
+        cover: JPEG or PNG file; None takes the cover of an EPUB.
+        srt: Subtitle file to write, in SRT format.
+        vtt: Subtitle file to write, in WebVTT format.
+        progress: Called with a fraction and a step.
+
+    Raises:
+        FileError: A file can't be read or written.
+        InvalidInputError: The file is not a book, is damaged or copy-protected, or an option is invalid.
+        TextError: The book has nothing to speak.
+        VoiceNotFoundError: A voice of the book or its cast is unknown.
+        UnsupportedLangError, UnavailableError: As for `say`.
+        LibraryError: Another process narrates this book.
+        SynthesisError: Several sentences in a row could not be spoken.
+        StorageFullError: The disk is full. The spoken sentences are kept.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in ENCODINGS:
+        raise InvalidInputError(
+            f"A book can't be written as {out.name!a}; supported: {', '.join(ENCODINGS)}.",
+            code="invalid_format",
+            hint="end the name with one of these, for example -o book.m4b",
+        )
+    subtitles = {Path(path): write for path, write in ((srt, to_srt), (vtt, to_vtt)) if path is not None}
+    for path in (out, *subtitles):
+        check_writable(path)
+    if not LOUDNESS_MIN <= loudness <= LOUDNESS_MAX:
+        allowed = f"{LOUDNESS_MIN:g} to {LOUDNESS_MAX:g} LUFS"
+        raise InvalidOptionError.for_option("loudness", value=loudness, allowed=allowed)
+    source = read_book(Path(book))
+    image = _read_image(Path(cover)) if cover is not None else source.cover
+    emotions = {emotion for each in local.voices() if (emotion := each.emotion) is not None}
+    sentences, notices = write_script(source, check_cast(cast or {}), emotions)
+    options = SpeechOptions.check(lang=lang or known_lang(source.lang), backend=backend, speed=speed, seed=seed)
+    speakers = _find_speakers(sentences, voice, options, progress)
+    folder = out.resolve().with_suffix(".part")
+    disk.make_folder(folder)
+    busy = LibraryError(f"Another process narrates a book into {folder}.", code="library_busy")
+    with disk.lock(folder / "lock", timeout_s=0, busy=busy):
+        take = _Take(folder, speakers, options)
+        take.speak(sentences, source, progress)
+        info = BookInfo(take.duration_s, take.chapters(source), image)
+        rate = speakers[NARRATOR].sample_rate
+        format = Encoding(ENCODINGS[out.suffix.lower()])
+        with AudioWriter(out, format=format, sample_rate=rate, tags=_tags(source, speakers), book=info) as writer:
+            for samples in take.mastered(loudness):
+                writer.write(samples)
+                progress(1 - _WRITING * (1 - writer.duration_s / take.duration_s), "writing the file")
+        shown = take.cues() if subtitles else []
+        for path, write in subtitles.items():
+            write_atomically(path, write(shown).encode())
+    _remove_parts(folder)
+    progress(1.0, "done")
+    if out.suffix.lower() == ".wav":
+        notices.append("A WAV file has no chapters and no cover; use .m4b, .mp3 or .flac for them.")
+    elif out.suffix.lower() == ".opus" and image:
+        notices.append("The Opus file has no cover; use .m4b, .mp3 or .flac for one.")
+    return Narration(
+        path=out,
+        duration_s=take.duration_s,
+        chapters=info.chapters,
+        voices=tuple(dict.fromkeys(speaker.voice.name for speaker in speakers.values())),
+        backends=tuple(dict.fromkeys(speaker.backend for speaker in speakers.values())),
+        n_sentences=len(take.parts),
+        n_spoken=take.n_new,
+        left_out=tuple(take.left_out),
+        notices=(*notices, *take.notices()),
+    )
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove the sentences and the lock; a folder with other files stays."""
+    with disk.translate_errors(folder):
+        for path in folder.iterdir():
+            if _PART.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        image = read_cover(disk.read(path))
+    except OSError as error:
+        raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
+    if image is None:
+        raise InvalidInputError(
+            f"{path} is not a cover that players show.", hint="use a JPEG or PNG file of at most 20 MiB."
+        )
+    return image
+
+
+def _find_speakers(
+    sentences: Sequence[Sentence], narrator: Voice | str | None, options: SpeechOptions, progress: Progress
+) -> dict[Speaker, Speech]:
+    """Return a speech of each voice that speaks, the narrator first. They are never read.
+
+    All that `say` checks is checked here, before the first sentence, and the voices are prepared.
+    """
+    found: dict[Speaker, Speech] = {}
+    for speaker in dict.fromkeys([NARRATOR, *(sentence.speaker for sentence in sentences)]):
+        name, emotion = speaker
+        texts = [sentence.text for sentence in sentences if sentence.speaker == speaker] or [sentences[0].text]
+        for text in texts:
+            try:
+                found[speaker] = _stream(text, name or narrator, options, progress, emotion)
+            except TextError:  # the backend can't speak this sentence
+                if text is texts[-1]:
+                    raise
+            else:
+                break
+    return found
+
+
+def _stream(
+    text: str, voice: Voice | str | None, options: SpeechOptions, progress: Progress, emotion: str | None = None
+) -> Speech:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted by `_Take`
+        return local.stream(text, voice=voice, emotion=emotion, **options.model_dump(), progress=progress)
+
+
+def _tags(book: Book, speakers: Mapping[Speaker, Speech]) -> dict[str, str]:
+    """Return the tags of the file, with the mark of synthetic speech."""
+    narrator = speakers[NARRATOR]
+    marked = mark_tags(
+        backend=narrator.backend,
+        voice_name=", ".join(dict.fromkeys(speaker.voice.name for speaker in speakers.values())),
+        voice_id=narrator.voice.voice_id,
+        made_at=now(),
+    )
+    return marked | {"title": book.title} | ({"artist": book.author} if book.author else {})
+
+
+class _Part(NamedTuple):
+    """A spoken sentence: its file, and where it is in the book, in frames."""
+
+    sentence: Sentence
+    path: Path
+    voice_id: str
+    start: int
+    end: int
+
+
+class _Take:
+    """The spoken sentences of a book."""
+
+    def __init__(self, folder: Path, speakers: Mapping[Speaker, Speech], options: SpeechOptions) -> None:
+        self._folder, self._speakers, self._options = folder, speakers, options
+        self._engines = {name: registry.engine_for(registry.choose(s.backend)) for name, s in speakers.items()}
+        self._rate = speakers[NARRATOR].sample_rate
+        self._meters = {speaker.voice.voice_id: LoudnessMeter(self._rate) for speaker in speakers.values()}
+        self._words: dict[str, list[str]] = {}
+        self.parts: list[_Part] = []
+        self.left_out: list[str] = []
+        self.n_new = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the book in seconds."""
+        return self.parts[-1].end / self._rate
+
+    def speak(self, sentences: Sequence[Sentence], book: Book, progress: Progress) -> None:
+        """Speak the sentences that are not there yet, and measure the loudness of each voice.
+
+        Raises:
+            SynthesisError, TextError: Several sentences in a row could not be spoken.
+        """
+        n_chars = sum(len(sentence.text) for sentence in sentences)
+        n_done = n_failed = 0
+        for sentence in sentences:
+            progress((1 - _WRITING) * n_done / n_chars, f"chapter {sentence.chapter + 1} of {len(book.chapters)}")
+            n_done += len(sentence.text)
+            speaker = self._speakers[sentence.speaker]
+            path = self._folder / f"{self._key(sentence)}.wav"
+            try:
+                words = unspoken(self._engines[sentence.speaker], sentence.text)
+                self._words.setdefault(speaker.backend, []).extend(words)
+                if (samples := self._read(path)) is None:
+                    self._make(sentence, path)
+                    samples = self._read(path)
+            except (SynthesisError, TextError) as error:
+                n_failed += 1
+                if n_failed == MAX_FAILED_IN_A_ROW:
+                    raise
+                begin = shorten(sentence.text, 60, placeholder="…")
+                self.left_out.append(f"{book.chapters[sentence.chapter].title}: “{begin}”: {error.message}")
+                continue
+            assert samples is not None, "it was just written"
+            n_failed = 0
+            pause = round(sentence.pause_s / self._options.speed * self._rate) if self.parts else 0
+            start = (self.parts[-1].end if self.parts else 0) + pause
+            self.parts.append(_Part(sentence, path, speaker.voice.voice_id, start, start + len(samples)))
+            meter = self._meters[speaker.voice.voice_id]
+            meter.add(np.zeros(pause, np.float32))
+            meter.add(samples)
+        if not self.parts:
+            raise TextError(code="empty_text")
+
+    def _key(self, sentence: Sentence) -> str:
+        """Return what identifies the speech of a sentence: all that it depends on."""
+        speaker = self._speakers[sentence.speaker]
+        engine = self._engines[sentence.speaker]
+        voice = speaker.voice
+        facts = {
+            "version": [__version__, speaker.backend, engine.prompt_version],
+            "voice": [voice.voice_id, voice.provenance.seal if voice.provenance else voice.ref_sha256],
+            "options": [self._options.lang, self._options.speed, self._options.seed],
+            "text": sentence.text,
+        }
+        return sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _make(self, sentence: Sentence, path: Path) -> None:
+        """Speak a sentence into its file.
+
+        Raises:
+            SynthesisError: The engine failed with each seed.
+        """
+        speaker = self._speakers[sentence.speaker]
+        longest_s = max_speech_s(sentence.text, speed=self._options.speed)
+        for attempt in range(ATTEMPTS):
+            seed = ((self._options.seed or 0) + attempt) % 2**31
+            options = self._options.model_copy(update={"seed": seed, "backend": speaker.backend})
+            try:
+                audio = _stream(sentence.text, speaker.voice, options, ignore_progress).audio()
+                if audio.duration_s > longest_s:
+                    raise SynthesisError.runaway(duration_s=audio.duration_s, maximum_s=longest_s)
+                if not len(audio.samples):
+                    raise SynthesisError.for_backend(speaker.backend, "it returned no audio")
+            except SynthesisError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                disk.write(path, [audio.to_bytes()])
+                self.n_new += 1
+                return
+
+    def _read(self, path: Path) -> Samples | None:
+        """Read a sentence at the rate of the book, with a fade at its end; None if it is missing or damaged."""
+        try:
+            samples, rate = read_wav(disk.read(path))
+        except (FileNotFoundError, MalformedWavError):
+            return None
+        except OSError as error:
+            raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
+        samples = resample(samples, rate, self._rate)
+        return np.concatenate([samples, fade_from(float(samples[-1]), self._rate)]) if len(samples) else None
+
+    def mastered(self, loudness: float) -> Iterator[Samples]:
+        """Yield the samples of the book, each voice at a loudness in LUFS."""
+        gains = {}
+        for voice_id, meter in self._meters.items():
+            measured = meter.integrated()
+            gains[voice_id] = 1.0 if measured is None else 10 ** ((loudness - measured) / 20)
+        end = 0
+        for part in self.parts:
+            yield np.zeros(part.start - end, np.float32)
+            samples = self._read(part.path)
+            if samples is None or len(samples) != part.end - part.start:
+                raise FileError.unreadable(part.path, "it was changed", hint="start the narration again.")
+            scaled = (samples * gains[part.voice_id]).astype(np.float32)
+            yield limit_peaks(scaled, self._rate, 10 ** (PEAK_DBTP / 20))
+            end = part.end
+
+    def chapters(self, book: Book) -> tuple[tuple[str, float], ...]:
+        """Return titles and starts of the chapters, in seconds."""
+        firsts = [next(parts) for _, parts in groupby(self.parts, key=lambda part: part.sentence.chapter)]
+        return tuple((book.chapters[first.sentence.chapter].title, first.start / self._rate) for first in firsts)
+
+    def cues(self) -> list[Cue]:
+        """Return the subtitles of the book. Within a sentence, the times of words are estimated."""
+        found: list[Cue] = []
+        for _, group in groupby(self.parts, key=lambda part: part.sentence.paragraph):
+            words: list[WordTiming] = []
+            start = 0
+            for part in group:
+                text = part.sentence.text
+                times = {"start_s": part.start / self._rate, "end_s": part.end / self._rate}
+                words.append(WordTiming(text=text, start=start, **times))
+                start += len(text) + 1
+            text = " ".join(word.text for word in words)
+            found += cues(Alignment.from_words(text, words, words[-1].end_s + PARAGRAPH_PAUSE_S))
+        return found
+
+    def notices(self) -> list[str]:
+        """Return notices about words that backends left out."""
+        return [f"{describe_left_out(backend, words)}." for backend, words in self._words.items() if words]

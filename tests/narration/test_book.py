@@ -1,0 +1,234 @@
+"""Test reading books: chapters, what is left out, and files that are damaged or hostile."""
+
+from __future__ import annotations
+
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from afterwords.errors import FileError, InvalidInputError, TextError
+from afterwords.narration import book as books
+from afterwords.narration import epub
+from afterwords.narration.book import Book, known_lang, read_book
+from afterwords.narration.html import Page
+from tests.error_codes import has_code
+from tests.narration.epubs import CONTAINER, NAV, PACKAGE, image, write_epub
+
+NCX = """<?xml version="1.0"?><!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN"
+"http://www.daisy.org/z3986/2005/ncx-2005-1.dtd"><ncx xmlns="http://www.daisy.org/z3986/2005/ncx/"><navMap>
+<navPoint><navLabel><text>Old way</text></navLabel><content src="text/one.xhtml"/></navPoint></navMap></ncx>"""
+ENTITIES = "".join(f'<!ENTITY {b} "{f"&{a};" * 40}">' for a, b in pairwise("abcdefgh"))
+BOMB = f'<!DOCTYPE a [<!ENTITY a "{"a" * 60}">{ENTITIES}]><package>&h;</package>'
+ENCRYPTION = """<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><EncryptedData
+xmlns="http://www.w3.org/2001/04/xmlenc#"><EncryptionMethod Algorithm="%s"/><CipherData><CipherReference
+URI="OEBPS/fonts/a.otf"/></CipherData></EncryptedData></encryption>"""
+
+
+def texts(book: Book) -> dict[str, list[str]]:
+    return {chapter.title: [paragraph.text for paragraph in chapter.paragraphs] for chapter in book.chapters}
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# -- EPUB -----------------------------------------------------------------------------------------------------
+
+
+def test_epub_has_the_chapters_of_its_contents(tmp_path: Path) -> None:
+    book = read_book(write_epub(tmp_path / "b.epub"))
+
+    assert texts(book) == {
+        "First & foremost": ["I", "It was café time. A line over two.", "The end of the first."],
+        "Second": ["Second begins.", "More."],
+        "Later": ["Not a chapter", "And later."],
+    }
+    assert (book.title, book.author, book.lang) == ("The Book", "Ann Author, Bo Writer", "eng")
+    assert book.cover == image()
+    assert book.chapters[0].paragraphs[0].is_heading
+
+
+def test_epub_2_has_chapters_of_its_ncx(tmp_path: Path) -> None:
+    item = '<item id="ncx" href="toc.ncx" media-type="application/x-dtbncx+xml"/></manifest>'
+    package = PACKAGE.replace("</manifest>", item).replace(' properties="nav"', "")
+    book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/book.opf": package, "OEBPS/toc.ncx": NCX}))
+    assert book.chapters[-1].title == "Old way"
+    assert book.chapters[-1].paragraphs[1].text.startswith("It was café")
+
+
+def test_epub_without_contents_has_chapters_of_its_headings(tmp_path: Path) -> None:
+    book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/nav.xhtml": NAV.replace('"toc"', '"loi"')}))
+    assert [chapter.title for chapter in book.chapters] == ["I", "Not a chapter"]
+
+
+def test_obfuscated_fonts_are_not_drm(tmp_path: Path) -> None:
+    fonts = ENCRYPTION % "http://www.idpf.org/2008/embedding"
+    assert read_book(write_epub(tmp_path / "b.epub", {"META-INF/encryption.xml": fonts})).chapters
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"META-INF/encryption.xml": ENCRYPTION % "http://www.w3.org/2001/04/xmlenc#aes128-cbc"},
+        {"META-INF/rights.xml": "<rights/>"},
+        {"META-INF/license.lcpl": "{}"},
+    ],
+    ids=["encrypted", "adobe", "readium"],
+)
+def test_copy_protection_is_named(changes: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="DRM", check=has_code("protected_book")):
+        read_book(write_epub(tmp_path / "b.epub", changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"META-INF/container.xml": None}, "no file 'META-INF/container.xml'"),
+        ({"META-INF/container.xml": "<container/>"}, "no file"),
+        ({"META-INF/container.xml": "<container"}, "not valid XML"),
+        ({"META-INF/container.xml": CONTAINER.replace("OEBPS", "../../etc")}, "no file"),
+        ({"OEBPS/book.opf": BOMB}, "not valid XML"),
+        ({"OEBPS/book.opf": '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><a>&e;</a>'}, "not valid XML"),
+        ({"OEBPS/text/two.xhtml": None}, "no file 'OEBPS/text/two.xhtml'"),
+    ],
+    ids=["container", "rootfile", "xml", "path", "entities", "external entity", "page"],
+)
+def test_damaged_epub_says_what_is_wrong(changes: dict[str, str | None], why: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=why, check=has_code("invalid_book")):
+        read_book(write_epub(tmp_path / "b.epub", changes))
+
+
+@pytest.mark.parametrize("cut", ["end", "start", "middle", "all"])
+def test_broken_zip_is_refused(cut: str, tmp_path: Path) -> None:
+    data = write_epub(tmp_path / "whole.epub").read_bytes()
+    page = data.index(b"OEBPS/text/one.xhtml") + 60
+    cuts = {"end": data[:-100], "start": data[500:], "middle": data[:page] + b"\0" * 50 + data[page + 50 :], "all": b""}
+    with pytest.raises(InvalidInputError, check=has_code("invalid_book")):
+        read_book(write(tmp_path / "b.epub", cuts[cut]))
+
+
+def test_zip_bomb_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epub, "MAX_MEMBER_BYTES", 2**20)
+    path = write_epub(tmp_path / "b.epub", {"OEBPS/text/two.xhtml": b"a" * (2**20 + 1)})
+    with pytest.raises(InvalidInputError, match="more text than the limit", check=has_code("invalid_book")):
+        read_book(path)
+
+
+def test_text_limit_holds_for_all_pages_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "MAX_CHARS", 50)
+    with pytest.raises(TextError, match="the limit is 50", check=has_code("text_too_long")):
+        read_book(write_epub(tmp_path / "b.epub"))
+
+
+def test_encrypted_zip_member_is_drm(tmp_path: Path) -> None:
+    path = write_epub(tmp_path / "b.epub")
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("OEBPS/text/one.xhtml").header_offset
+    data = bytearray(path.read_bytes())
+    data[at + 6] |= 1
+    data[data.rindex(b"OEBPS/text/one.xhtml") - 46 + 8] |= 1  # the flags in the central directory
+    with pytest.raises(InvalidInputError, check=has_code("protected_book")):
+        read_book(write(path, bytes(data)))
+
+
+# -- other formats --------------------------------------------------------------------------------------------
+
+
+def test_markdown_headings_begin_chapters(tmp_path: Path) -> None:
+    text = (
+        '---\ntitle: "A Title"\nauthor: Ann\nlang: fr\n---\n\nBefore.\n\n# One\n\nHello *there*[^1], `code`.\n'
+        "\n## Two\n\n- a\n- b\n\n### Deeper\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n[^1]: A note\n    over two lines.\n"
+    )
+    book = read_book(write(tmp_path / "b.md", text))
+
+    assert (book.title, book.author, book.lang) == ("A Title", "Ann", "fr")
+    assert texts(book) == {
+        "A Title": ["Before."],
+        "One": ["One", "Hello there, code."],
+        "Two": ["Two", "a", "b", "Deeper", "x", "y", "1", "2"],
+    }
+
+
+def test_text_chapters_begin_with_lines_that_say_so(tmp_path: Path) -> None:
+    text = (
+        "My story\n\nCHAPTER I\nThe Start\n\nOnce upon\na time.\n\nChapter 2: More\n\nChapter 2 was long.\n\n"
+        "Epilogue\n\nEnd.\n"
+    )
+    book = read_book(write(tmp_path / "tale.txt", text))
+    assert texts(book) == {
+        "tale": ["My story"],
+        "CHAPTER I The Start": ["CHAPTER I The Start", "Once upon\na time."],
+        "Chapter 2: More": ["Chapter 2: More", "Chapter 2 was long."],
+        "Epilogue": ["Epilogue", "End."],
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["Kapitel 3", "Chapitre IV", "Capítulo 1. Inicio", "第十二章 開始", "제 3 장", "Глава 7"]
+)
+def test_chapters_are_found_in_other_languages(line: str, tmp_path: Path) -> None:
+    book = read_book(write(tmp_path / "b.txt", f"A.\n\n{line}\n\nB.\n"))
+    assert [chapter.title for chapter in book.chapters] == ["b", line]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "Café".encode("utf-8-sig"),
+        "Café".encode("utf-16"),
+        "Café\r\n".encode(),
+        '<meta charset="windows-1252"><p>Café</p>'.encode("cp1252"),
+        '<?xml version="1.0" encoding="iso-8859-1"?><p>Café</p>'.encode("latin-1"),
+    ],
+)
+def test_encodings_are_found(data: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / ("b.html" if data.startswith(b"<") else "b.txt"), data)
+    assert [paragraph.text for paragraph in read_book(path).chapters[0].paragraphs] == ["Café"]
+
+
+def test_wrong_encoding_names_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="not text in the encoding utf-8", check=has_code("invalid_unicode")) as caught:
+        read_book(write(tmp_path / "b.txt", "Café".encode("cp1252")))
+    assert "iconv" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "***", "<p> </p>"])
+def test_empty_book_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TextError, check=has_code("empty_text")):
+        read_book(write(tmp_path / "b.html", text))
+
+
+def test_other_files_name_a_converter(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, check=has_code("invalid_book")) as caught:
+        read_book(tmp_path / "b.mobi")
+    assert "ebook-convert" in caught.value.hint
+    with pytest.raises(FileError):
+        read_book(tmp_path / "missing.epub")
+    with pytest.raises(FileError):
+        read_book(tmp_path.with_suffix(".txt") / "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("html", "spoken"),
+    [
+        ("<p>E = mc<sup>2</sup></p>", ["E = mc2"]),
+        ("<p>So<a href='#n1'>*</a>.</p>", ["So."]),
+        ("<h1><a href='#toc'>1</a></h1>", ["1"]),
+        ("<p>See <a href='#x'>below</a>", ["See below"]),
+        ("<p>a<br/>b<p>c<div>d<p>e</div>f", ["a b", "c", "d", "e", "f"]),
+        ("<ruby>漢<rt>kan</rt></ruby>", ["漢"]),
+        ("<p hidden>x</p><p>y</p><nav><ul><li>z</ul></nav>", ["y"]),
+        ("<script>if (a < b) {}</script><style>p{}</style>t", ["t"]),
+        ("a &lt;b&gt; &amp;#9731; &#9731;", ["a <b> &#9731; ☃"]),
+        ("<p>unclosed <b>bold</p></div><p>c", ["unclosed bold", "c"]),
+    ],
+)
+def test_page_speaks_what_is_read_aloud(html: str, spoken: list[str]) -> None:
+    assert [block.text for block in Page(html).blocks] == spoken
+
+
+def test_stated_language_becomes_two_letters() -> None:
+    assert [known_lang(lang) for lang in ("ger", "en-GB", "und", None, "nl")] == ["de", "en", None, None, "nl"]
