@@ -194,7 +194,11 @@ def test_key_is_taken_from_either_header_here_only(served: Served) -> None:
 # -- what clients send ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", REQUESTS, ids=[sent["client"] for sent in REQUESTS])
+SPOKEN = [sent for sent in REQUESTS if "media_type" in sent]
+REFUSED = [sent for sent in REQUESTS if "refused" in sent]
+
+
+@pytest.mark.parametrize("sent", SPOKEN, ids=[sent["client"] for sent in SPOKEN])
 def test_recorded_request_is_spoken(served: Served, sent: dict[str, Any]) -> None:
     headers = {"xi-api-key": served.key, **sent["headers"]}
     url = f"{served.url}{SPEECH}/me{sent['path']}"
@@ -202,6 +206,14 @@ def test_recorded_request_is_spoken(served: Served, sent: dict[str, Any]) -> Non
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, sent["media_type"])
     assert len(answer.content) > 1000
+
+
+@pytest.mark.parametrize("sent", REFUSED, ids=[sent["client"] for sent in REFUSED])
+def test_recorded_request_is_refused(http: httpx.Client, sent: dict[str, Any]) -> None:
+    answer = http.post(f"{SPEECH}/me{sent['path']}", json=sent["body"], headers=sent["headers"])
+
+    detail = answer.json()["detail"]
+    assert [answer.status_code, detail["status"], detail["param"]] == sent["refused"]
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -252,12 +252,24 @@ def test_disconnect_cancels_the_job(client: openai.OpenAI, http: httpx.Client) -
 # -- what clients send ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", REQUESTS, ids=[sent["client"] for sent in REQUESTS])
+SPOKEN = [sent for sent in REQUESTS if "media_type" in sent]
+REFUSED = [sent for sent in REQUESTS if "refused" in sent]
+
+
+@pytest.mark.parametrize("sent", SPOKEN, ids=[sent["client"] for sent in SPOKEN])
 def test_recorded_request_is_spoken(http: httpx.Client, sent: dict[str, Any]) -> None:
     answer = http.post("/v1/audio/speech", json=sent["body"], headers=sent["headers"])
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, sent["media_type"])
     assert len(answer.content) > 1000
+
+
+@pytest.mark.parametrize("sent", REFUSED, ids=[sent["client"] for sent in REFUSED])
+def test_recorded_request_is_refused(http: httpx.Client, sent: dict[str, Any]) -> None:
+    answer = http.post("/v1/audio/speech", json=sent["body"], headers=sent["headers"])
+
+    error = answer.json()["error"]
+    assert [answer.status_code, error["code"], error["param"]] == sent["refused"]
 
 
 @pytest.mark.parametrize("kind", MEDIA_TYPES)
