@@ -338,7 +338,7 @@ def test_voice_is_created_and_deleted_by_the_official_client(served: Served) -> 
         voice = client.audio.voices.create(name="me", audio_sample=sample, consent="self")
         assert (voice.object, voice.name, voice.created_at > 0) == ("audio.voice", "me", True)
         check_tone(client.audio.speech.create(model="tts-1", voice={"id": voice.id}, input="Hi.").content, "mp3", "Hi.")
-        with pytest.raises(openai.UnprocessableEntityError, match="consent"):
+        with pytest.raises(openai.NotFoundError, match="no such recording of consent"):
             client.audio.voices.create(name="me", audio_sample=sample, consent="cons_1")
         assert client.audio.voices.delete(voice.id).deleted
         with pytest.raises(openai.NotFoundError, match="no voices yet"):
