@@ -90,10 +90,12 @@ def table() -> Iterator[str]:
         def speak_directly(text: str) -> Iterator[int]:
             return (len(chunk) for chunk in package.generate_audio_stream(state, text))
 
+        loads = [os.getloadavg()[0]]
         yield from ("| what | ours | the package | ratio | target |", "|---|---|---|---|---|")
         for name, text in (("one sentence", SENTENCE), ("two sentences", TEXT)):
             pair = (partial(speak, text), partial(speak_directly, text))
             pairs = [(measure(pair[0]), measure(pair[1])) for _ in range(PAIRS + 1)][1:]  # the first one warms up
+            loads.append(os.getloadavg()[0])
             yield row(f"{name}: real-time factor", [(a.wall, b.wall) for a, b in pairs], "≤ 1.05")
             yield row(f"{name}: CPU seconds per second", [(a.cpu, b.cpu) for a, b in pairs], "")
             yield row(f"{name}: seconds to first audio", [(a.first_s, b.first_s) for a, b in pairs], "≤ 1.1")
@@ -109,7 +111,7 @@ def table() -> Iterator[str]:
         f"| resident memory, requests {half + 1} to {REQUESTS} / 1 to {half} | {after:.0f} MB | {before:.0f} MB (ours) "
         f"| {after / before:.3f} | no growth |"
     )
-    yield f"\nLoad: {os.getloadavg()[0]:.1f}."
+    yield f"\nLoad {', '.join(f'{load:.1f}' for load in loads)}."
 
 
 def row(name: str, pairs: list[tuple[float, float]], target: str) -> str:

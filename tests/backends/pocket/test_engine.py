@@ -49,8 +49,9 @@ from afterwords.weights.catalog import CHECKPOINTS
 from afterwords.weights.download import pull
 from scripts.make_pocket_tiny import make_checkpoint
 from tests.backends.qwen3.contract import run_concurrently
-from tests.cli.program import run
+from tests.cli.program import environment, run, run_and_interrupt
 from tests.conftest import READER
+from tests.e2e.served import register, serving, submit_text, wait_for_job
 from tests.error_codes import has_code
 from tests.weights.loopback_hub import LoopbackHub, add_pocket
 
@@ -106,6 +107,9 @@ class TestPocket(EngineContract):
             with pytest.raises(SynthesisError) as caught:
                 self.speak(engine, self.task(engine, bad))
             assert isinstance(caught.value.__cause__, InvalidPromptError)  # so the caller makes it again
+        narrow = PocketPrompt(np.zeros((5, 7), np.float16)).to_bytes(engine.prompt_version)
+        with pytest.raises(SynthesisError, match="another width"):
+            self.speak(engine, self.task(engine, narrow))
 
     def test_last_voices_are_kept(self, engine: PocketEngine) -> None:
         engine.forget_voices()
@@ -201,7 +205,7 @@ def spoken(model: PocketModel, latents: np.ndarray, text: str, seed: int) -> Sam
     """Return the sound of sentences that follow each other without a pause, and without the fades after them."""
     sentences = [Sentence(part.strip(), 0) for part in text.split(". ")]
     slots = threading.Semaphore()
-    chunks = utterance.Utterance(model, model.voice(latents), sentences, seed=seed, slots=slots).sound()
+    chunks = utterance.PocketUtterance(model, model.voice(latents), sentences, seed=seed, slots=slots).sound()
     return np.concatenate([chunk for chunk in chunks if len(chunk) >= 1920])
 
 
@@ -399,3 +403,24 @@ def test_commands_of_the_readme_run_as_processes(
         assert "TTS Model" not in done.err  # the package logs to the root logger
     assert "backend pocket" in run("clone", READER, "--name", "two", "--consent", "self", is_process=True).err
     assert decode(out).duration_s > 0.7
+
+
+@pytest.mark.soak
+def test_ctrl_c_ends_long_speech(models: Path, home: Path) -> None:
+    assert run("clone", READER, "--name", "me", "--consent", "self", "--fast", is_process=True).code == 0
+    command = ("say", TEXT * 60, "--seed", "1", "-o", "-", "--format", "pcm")
+    code, stderr = run_and_interrupt(*command, env=environment())
+    assert (code, stderr.splitlines()[-1]) == (130, b"Stopped.")
+
+
+@pytest.mark.soak
+def test_server_serves_concurrent_requests(models: Path, tmp_path: Path) -> None:
+    settings = {"AFTERWORDS_MODELS": str(models), "AFTERWORDS_BACKENDS": "pocket"}
+    with serving(tmp_path / "server", settings) as served, served.client() as client:
+        voice_id = register(client)
+        submitted = [submit_text(client, voice_id, SHORT_TEXT, seed=seed) for seed in (1, 2, 3, 4)]
+        jobs = [wait_for_job(client, job_id) for job_id in submitted]
+        assert [job["status"] for job in jobs] == ["ready"] * 4
+        sounds = {client.get(f"/v1/jobs/{job['job_id']}/audio").content for job in jobs}
+        assert len(sounds) == 4
+        assert min(map(len, sounds)) > 48_000

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from afterwords.backends.pocket.model import PocketModel, State
     from afterwords.backends.pocket.prompt import PocketPrompt
     from afterwords.backends.pocket.text import Sentence
-    from afterwords.backends.pocket.utterance import Utterance
+    from afterwords.backends.pocket.utterance import PocketUtterance
     from afterwords.models import SpeechTask
 
 ENCODER_VERSION: Final = "1"
@@ -73,7 +73,7 @@ class PocketEngine:
         self.prompt_version = _prompt_version()
         self._lock, self._slots = threading.Lock(), threading.Semaphore(self.max_concurrent)
         self._model: PocketModel | None = None
-        self._speaking: set[Utterance] = set()
+        self._speaking: set[PocketUtterance] = set()
         self._voice = lru_cache(VOICES)(self._make_voice)
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - one backend
@@ -187,9 +187,9 @@ class PocketEngine:
     def _speak(
         self, model: PocketModel, voice: State, sentences: Sequence[Sentence], seed: int
     ) -> Generator[Samples, None, None]:
-        from afterwords.backends.pocket.utterance import Utterance
+        from afterwords.backends.pocket.utterance import PocketUtterance
 
-        utterance = Utterance(model, voice, sentences, seed=seed, slots=self._slots)
+        utterance = PocketUtterance(model, voice, sentences, seed=seed, slots=self._slots)
         with self._lock:
             self._speaking.add(utterance)
         try:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from afterwords.audio.wav import Samples
+from afterwords.backends.base import InvalidPromptError
 from afterwords.errors import ModelError
 
 _threads_before = torch.get_num_threads()
@@ -81,7 +82,13 @@ class PocketModel:
 
     @torch.inference_mode()
     def voice(self, latents: NDArray[np.floating[Any]]) -> State:
-        """Return the state of the language model after a recording, from its latents: 6 MB for 10 s."""
+        """Return the state of the language model after a recording, from its latents: 6 MB for 10 s.
+
+        Raises:
+            InvalidPromptError: The latents are those of another model.
+        """
+        if latents.shape[1] != self._flow.speaker_proj_weight.shape[1]:
+            raise InvalidPromptError("not a prompt for pocket: its latents have another width")
         sound = torch.from_numpy(latents.astype(np.float32))[None]
         sound = torch.nn.functional.linear(sound, self._flow.speaker_proj_weight)
         if self._flow.insert_bos_before_voice:
@@ -113,6 +120,7 @@ class PocketModel:
                     return
                 n_left -= 1
             yield latent
+        # Most of it has been sent by now, so it can't be tried with another seed.
         logger.warning("A sentence of %d tokens did not end after %d frames, and was cut.", tokens.shape[1], n_most)
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ FRAMES_PER_DECODE: Final = (1, 1, 2, 4)
 The package decodes all that wait, so that its sound depends on the load of the machine by 2e-6."""
 
 
-class Utterance:
+class PocketUtterance:
     """The sound of one text; `slots` limits how many are generated at once."""
 
     def __init__(
