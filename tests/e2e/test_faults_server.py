@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -27,6 +28,8 @@ from tests.e2e.served import RECORDING, Served, register, serving, submit_text, 
 
 SETTINGS = {**SWEEPING, "AFTERWORDS_LEASE_S": "1", "AFTERWORDS_REAP_INTERVAL_S": "0.2", "AFTERWORDS_RATE_LIMIT": "0"}
 TEXT = "Accepted before the server died."
+IN_SOAK = ("voice-committed", "job-claimed", "job-finished")
+"""Places next to others that `make test` has, too."""
 LONG = f"fault-slow, {'so that it lasts a second, ' * 3}"
 ONCE = {"Idempotency-Key": "asked-once"}
 IN_UPLOADS = ("reference-stored", "voice-committed")
@@ -42,6 +45,10 @@ def upload(client: httpx.Client) -> httpx.Response:
 
 def synthesize(client: httpx.Client, voice_id: str) -> httpx.Response:
     return client.post("/v1/synthesize", json={"voice_id": voice_id, "text": TEXT}, headers=ONCE)
+
+
+def _places(names: tuple[str, ...]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.soak] if name in IN_SOAK else []) for name in names]
 
 
 @contextmanager
@@ -76,7 +83,7 @@ class TestKilled:
     def test_every_failpoint_is_tested(self) -> None:
         assert {*IN_UPLOADS, *IN_PREPARATIONS, *IN_JOBS, *IN_DELETIONS} == set(failpoints.PLACES)
 
-    @pytest.mark.parametrize("place", IN_UPLOADS)
+    @pytest.mark.parametrize("place", _places(IN_UPLOADS))
     def test_kill_during_an_upload_leaves_one_voice_and_recording(self, place: str, tmp_path: Path) -> None:
         with serving_with_failpoint(place, tmp_path / "home") as served:
             die(served, upload)
@@ -108,7 +115,7 @@ class TestKilled:
             assert query(served, "SELECT voice_id FROM preparations") == []
             check_invariants(served)
 
-    @pytest.mark.parametrize("place", IN_JOBS)
+    @pytest.mark.parametrize("place", _places(IN_JOBS))
     def test_kill_during_a_job_is_recovered_and_charged_once(self, place: str, tmp_path: Path) -> None:
         with serving_with_failpoint(place, tmp_path / "home") as served:
             with served.client() as client:

@@ -647,9 +647,13 @@ def killed_at_each_moment(folder: Path, setup: str, change: str, *, step: int = 
     return [Library(home) for home in folder.iterdir()]
 
 
-def test_kill_during_a_save_leaves_a_whole_voice_or_none(tmp_path: Path) -> None:
+STEPS = [4, pytest.param(1, marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_kill_during_a_save_leaves_a_whole_voice_or_none(tmp_path: Path, step: int) -> None:
     seen: set[tuple[str, ...]] = set()
-    for library in killed_at_each_moment(tmp_path, "pass", "helpers.saved(library, 'me')"):
+    for library in killed_at_each_moment(tmp_path, "pass", "helpers.saved(library, 'me')", step=step):
         voices, damaged = library.scan()
         assert damaged == []
         assert all(library.reference(voice) == WAV for voice in voices)
@@ -659,11 +663,12 @@ def test_kill_during_a_save_leaves_a_whole_voice_or_none(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fields", ["", "voice_id=library.get('me').voice_id"], ids=["new ID", "same ID"])
-def test_kill_during_a_replacement_leaves_old_or_new(tmp_path: Path, fields: str) -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_kill_during_a_replacement_leaves_old_or_new(tmp_path: Path, fields: str, step: int) -> None:
     seen: set[bytes] = set()
     setup = f"helpers.saved(library, 'me'); library.set_default('me'); voice = helpers.voice_of('me', b'new', {fields})"
     change = "library.save(voice, reference_wav=b'new', replace=True)"
-    for library in killed_at_each_moment(tmp_path, setup, change):
+    for library in killed_at_each_moment(tmp_path, setup, change, step=step):
         voices, damaged = library.scan()
         assert (len(voices), damaged) == (1, [])
         assert library.default() == voices[0]
@@ -793,13 +798,14 @@ def test_two_processes_migrate_an_old_library_once(library: Library) -> None:
     assert len(list(library.home.glob("voices-schema1-*"))) == 1
 
 
-def test_kill_during_a_migration_loses_no_voice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [24, pytest.param(6, marks=pytest.mark.soak)])
+def test_kill_during_a_migration_loses_no_voice(tmp_path: Path, step: int) -> None:
     older_library(tmp_path / "before")
     before = contents(tmp_path / "before" / "voices")
     (tmp_path / "killed").mkdir()
     setup = "shutil.copytree(library.home.parents[1] / 'before', library.home)"
     # The copy and the new voices have many equal moments; the exchange at the end has few.
-    for library in killed_at_each_moment(tmp_path / "killed", setup, "library.list()", step=6):
+    for library in killed_at_each_moment(tmp_path / "killed", setup, "library.list()", step=step):
         assert names(library) == ["me", "me 2", "other"]
         assert before in [contents(copy) for copy in library.home.glob("voices-schema1-*")]
         assert not list(library.home.glob(".[!l]*"))
