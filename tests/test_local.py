@@ -36,7 +36,7 @@ from afterwords.errors import (
     VoiceNotFoundError,
     pip_install,
 )
-from afterwords.models import SpeechTask
+from afterwords.models import LexiconEntry, SpeechTask
 from afterwords.text import SENTENCE_PAUSE_S
 from tests.conftest import READER, clipped
 from tests.error_codes import has_code
@@ -361,6 +361,19 @@ def test_markup_of_live_text_is_spoken() -> None:
     spoken = aw.say(["Good morning to you. [pau", "se 2s] It ", "is late.\n\n[pause 1s]"])
     assert np.diff(np.flatnonzero(spoken.samples)).max() > 2 * SAMPLE_RATE
     assert not spoken.samples[-SAMPLE_RATE // 2 :].any()
+
+
+def test_lexicon_is_spoken_and_times_match_the_text() -> None:
+    clone()
+    local.library().set_lexicon("me", [LexiconEntry(word="W3C", alias="World Wide Web", ipa="w")])
+    audio = aw.say("The W3C met.", timestamps=True)
+    assert audio.duration_s == aw.say("The World Wide Web met.").duration_s
+    assert audio.alignment is not None
+    assert [word.text for word in audio.alignment.words] == ["The", "W3C", "met"]
+    local.library().set_lexicon("me", [LexiconEntry(word="W3C", ipa="w")])
+    with pytest.warns(TextWarning, match="does not read IPA"):
+        assert aw.say("The W3C met.").duration_s == aw.say("The ABC met.").duration_s
+    assert aw.say(["The W3C ", "met."]).duration_s > 0
 
 
 def test_unread_markup_warns() -> None:

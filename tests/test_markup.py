@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from afterwords.errors import TextError
 from afterwords.markup import Segment, parse
-from afterwords.models import WordTiming, word_spans
+from afterwords.models import LexiconEntry, WordTiming, word_spans
 from tests.error_codes import has_code
 
 
@@ -101,10 +101,31 @@ def test_voices_and_emotions_last_until_the_next() -> None:
     ]
 
 
-def test_phonemes_have_their_place() -> None:
-    segment = parse("<speak>a <phoneme ph='təˈmɑːtəʊ'>tomato</phoneme>.</speak>").segments[0]
-    (found,) = segment.pronunciations
-    assert (segment.text[found.start : found.end], found.ipa) == ("tomato", "təˈmɑːtəʊ")
+TOMATO = "<speak>a <phoneme ph='təˈmɑːtəʊ'>tomato</phoneme>.</speak>"
+LEXICON = (
+    LexiconEntry(word="W3C", alias="World Wide Web Consortium"),
+    LexiconEntry(word="tomato", ipa="təˈmɑːtəʊ"),
+    LexiconEntry(word="nginx", alias="engine x", ipa="ˈɛndʒɪnˈɛks"),
+)
+
+
+@pytest.mark.parametrize(("text", "lexicon"), [(TOMATO, ()), ("a tomato.", LEXICON), ("A Tomato's", LEXICON)])
+def test_words_with_sounds_have_a_stand_in(text: str, lexicon: tuple[LexiconEntry, ...]) -> None:
+    script = parse(text, lexicon=lexicon)
+    ((word, ipa),) = script.segments[0].pronunciations.items()
+    assert ipa == "təˈmɑːtəʊ"
+    assert word in script.text.lower()
+    assert "tomato" not in script.text.lower()
+    found = script.words_in_source(timed(script.segments[0]), script.segments[0])
+    assert "tomato" in found[1].text.lower()
+    assert text[found[1].start :].startswith(found[1].text)
+
+
+def test_aliases_replace_whole_words() -> None:
+    script = parse("The W3C, w3c, W3Cs and Nginx-like [pause 1s] TOMATO.", lexicon=LEXICON, reads_ipa=False)
+    assert script.text == "The World Wide Web Consortium, w3c, W3Cs and engine x-like   TOMATO."
+    assert ["IPA" in notice for notice in script.notices] == [True]
+    assert parse(TOMATO, reads_ipa=False).text == "a tomato."
 
 
 def timed(segment: Segment) -> list[WordTiming]:
@@ -137,14 +158,14 @@ def test_words_have_their_position_in_the_source(text: str, words: list[str]) ->
 def test_any_text_is_parsed(text: str) -> None:
     for source in (text, f"<speak>{text}</speak>"):
         try:
-            script = parse(source, emotions={"happy"}, has_voices=True)
+            script = parse(source, emotions={"happy"}, has_voices=True, lexicon=(LexiconEntry(word="a", alias="b c"),))
         except TextError:
             continue
         for segment in script.segments:
             assert len(segment.text) == len(segment.starts) == len(segment.ends)
             places = [0, *segment.starts, len(source)]
             assert places == sorted(places)
-        if "[" not in source and "<speak" not in source:
+        if not {"[", "a", "A", "<"} & set(source):
             assert script.text == source
 
 

@@ -18,7 +18,15 @@ from afterwords.audio.audio import Audio, decode
 from afterwords.audio.output import write_atomically
 from afterwords.audio.wav import read_wav
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Progress, Reference, continues_recording, ignore_progress, unspoken
+from afterwords.backends.base import (
+    Engine,
+    Progress,
+    Reference,
+    continues_recording,
+    ignore_progress,
+    reads_ipa,
+    unspoken,
+)
 from afterwords.config import Config, load_config
 from afterwords.disk import read_stream
 from afterwords.errors import (
@@ -565,7 +573,8 @@ def stream(
     chosen, reason = _choose_backend(speaker, options.backend, lang)
     engine = registry.engine_for(chosen)
     palette = takes(voices.list(), speaker) if speaker.family else {}
-    script = parse(text, emotions=[*palette, NEUTRAL] if palette else ()) if isinstance(text, str) else None
+    read = partial(parse, lexicon=speaker.lexicon, reads_ipa=reads_ipa(engine))
+    script = read(text, emotions=[*palette, NEUTRAL] if palette else ()) if isinstance(text, str) else None
     used = (
         {each.emotion: palette[each.emotion] for each in script.segments if each.emotion in palette} if script else {}
     )
@@ -583,6 +592,7 @@ def stream(
         voice_id=speaker.voice_id,
         prompt=_get_prompt(voices, speaker, engine, chosen.name, progress),
         seed=options.seed,
+        lexicon=speaker.lexicon,
     )
     tags = mark_tags(backend=chosen.name, voice_name=speaker.name, voice_id=speaker.voice_id, made_at=now())
     make_speech = partial(Speech, speaker, chosen.name, reason, engine.sample_rate, tags)
@@ -610,7 +620,7 @@ def stream(
 def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask], speech: Speech) -> SpeechTask | None:
     """Return the task of a part of a live text, or None if the backend can't speak any of its words."""
     unit = check_text(unit)
-    script = parse(unit)
+    script = parse(unit, lexicon=speech.voice.lexicon, reads_ipa=reads_ipa(engine))
     try:
         words = unspoken(engine, script.text)
     except TextError:
@@ -645,7 +655,7 @@ def estimate(
     speaker = _find_voice(library(), voice, emotion)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, _ = _choose_backend(speaker, options.backend, lang)
-    script = parse(text)
+    script = parse(text, lexicon=speaker.lexicon)
     unspoken(registry.engine_for(chosen), script.text)  # raises if that is the whole text
     return Estimate(
         characters=len(text),

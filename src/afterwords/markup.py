@@ -7,13 +7,15 @@ notice.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from typing import Final
 from xml.parsers import expat
 
 from afterwords.errors import TextError
-from afterwords.models import WordTiming
+from afterwords.models import LexiconEntry, WordTiming
 from afterwords.text import expected_speech_s, is_speakable
 
 MAX_PAUSE_S: Final = 5.0
@@ -34,21 +36,6 @@ _LETTER_BY_LETTER: Final = frozenset({"characters", "spell-out", "verbatim", "di
 
 
 @dataclass(frozen=True, slots=True)
-class Pronunciation:
-    """How a part of a segment is pronounced.
-
-    Attributes:
-        start: Position of its first character in the text of the segment.
-        end: Position after its last character.
-        ipa: Its sounds in the International Phonetic Alphabet.
-    """
-
-    start: int
-    end: int
-    ipa: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a text that is spoken in one way.
 
@@ -60,7 +47,7 @@ class Segment:
         rate: Speaking rate relative to the rest of the text.
         voice: Name of another voice that speaks it; None is the voice of the request.
         emotion: Name of a take of the voice; None is its recording.
-        pronunciations: Sounds of parts of the text, in order.
+        pronunciations: IPA of words of the text that stand for others.
     """
 
     text: str = field(repr=False)
@@ -70,7 +57,7 @@ class Segment:
     rate: float = 1.0
     voice: str | None = None
     emotion: str | None = None
-    pronunciations: tuple[Pronunciation, ...] = ()
+    pronunciations: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,67 +107,92 @@ class Script:
         return found
 
 
-def parse(text: str, *, emotions: Collection[str] = (), has_voices: bool = False) -> Script:
+def parse(
+    text: str,
+    *,
+    emotions: Collection[str] = (),
+    has_voices: bool = False,
+    lexicon: tuple[LexiconEntry, ...] = (),
+    reads_ipa: bool = True,
+) -> Script:
     """Read the markup of a validated text.
 
     Args:
         text: The text. If it begins with `<speak`, it is SSML; otherwise it may have tags in brackets.
         emotions: Names of the takes of the voice; other words in brackets are text.
         has_voices: Whether `[voice:name]` changes the voice, as in a narration; otherwise it is text.
+        lexicon: Words that are spoken in another way.
+        reads_ipa: Whether the engine reads IPA; otherwise only aliases count.
 
     Raises:
         TextError: It is SSML without any text or pause.
     """
-    if text.lstrip().startswith("<speak"):
-        reader = _SsmlReader(text)
-        try:
-            reader.read()
-        except expat.ExpatError as error:
-            why = f"it is not valid XML ({expat.errors.messages[error.code]}, line {error.lineno})"
-            script = _Writer(text)
-            script.write(text, 0)
-            script.note(f"The SSML is spoken as text: {why}.")
-            return script.finish()
-        return reader.script.finish()
-    script = _Writer(text)
-    _read_brackets(text, script, emotions, has_voices=has_voices)
+    script = _Writer(text, lexicon, reads_ipa=reads_ipa)
+    if not text.lstrip().startswith("<speak"):
+        _read_brackets(text, script, emotions, has_voices=has_voices)
+        return script.finish()
+    try:
+        _SsmlReader(text, script).read()
+    except expat.ExpatError as error:
+        why = f"it is not valid XML ({expat.errors.messages[error.code]}, line {error.lineno})"
+        script = _Writer(text, lexicon, reads_ipa=reads_ipa)
+        script.write(text, 0)
+        script.note(f"The SSML is spoken as text: {why}.")
     return script.finish()
 
 
 class _Writer:
     """Collects what is spoken, and ends a segment where the way of speaking changes."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, lexicon: tuple[LexiconEntry, ...], *, reads_ipa: bool) -> None:
         self._source = source
+        self._lexicon = {entry.word: entry for entry in lexicon}
+        self._words = _pattern(lexicon)
+        self._reads_ipa = reads_ipa
         self._segments: list[Segment] = []
         self._notices: dict[str, None] = {}
         self._parts: list[str] = []
         self._starts: list[int] = []
         self._ends: list[int] = []
-        self._pronunciations: list[Pronunciation] = []
+        self._pronunciations: dict[str, str] = {}
         self._pause_s = 0.0
         self.rate = 1.0
         self.voice: str | None = None
         self.emotion: str | None = None
 
-    def write(self, text: str, start: int, end: int | None = None, *, ipa: str | None = None) -> None:
+    def write(self, text: str, start: int, end: int | None = None) -> None:
         """Add spoken text.
 
         Args:
             text: The text.
             start: Its position in the source.
-            end: Where the part of the source ends that the text replaces; None if it is that part.
-            ipa: How to pronounce it.
+            end: Where the part of the source ends that the text replaces; None if it is that part. Then words of the
+                lexicon are replaced.
         """
-        if ipa:
-            self._pronunciations.append(Pronunciation(len(self._starts), len(self._starts) + len(text), ipa))
+        if end is not None:
+            self._add(text, [start] * len(text), [end] * len(text))
+            return
+        at = 0
+        for found in self._words.finditer(text) if self._words else ():
+            entry = self._lexicon.get(found[0]) or self._lexicon[found[0].lower()]
+            self._add(text[at : found.start()], range(start + at, start + found.start()))
+            self.pronounce(found[0], start + found.start(), start + found.end(), ipa=entry.ipa, alias=entry.alias)
+            at = found.end()
+        self._add(text[at:], range(start + at, start + len(text)))
+
+    def pronounce(self, word: str, start: int, end: int, *, ipa: str | None, alias: str | None = None) -> None:
+        """Add a word of the source with its sounds if the engine reads them, or else its alias if it has one."""
+        if ipa and self._reads_ipa:
+            alias = _stand_in(ipa, is_capital=word[:1].isupper())
+            self._pronunciations[alias.lower()] = ipa
+        elif ipa and not alias:
+            self.note("The backend does not read IPA, so words with sounds but no alias are spoken as written.")
+        self.write(alias or word, start, end)
+
+    def _add(self, text: str, starts: Sequence[int], ends: Sequence[int] | None = None) -> None:
         self._parts.append(text)
-        if end is None:
-            self._starts += range(start, start + len(text))
-            self._ends += range(start + 1, start + len(text) + 1)
-        else:
-            self._starts += [start] * len(text)
-            self._ends += [end] * len(text)
+        self._starts += starts
+        self._ends += range(starts[0] + 1, starts[-1] + 2) if ends is None and starts else ends or ()
 
     def pause(self, seconds: float) -> None:
         """Add silence."""
@@ -192,7 +204,7 @@ class _Writer:
         text = "".join(self._parts)
         if is_speakable(text):
             self._append(text)
-        self._parts, self._starts, self._ends, self._pronunciations = [], [], [], []
+        self._parts, self._starts, self._ends, self._pronunciations = [], [], [], {}
 
     def _append(self, text: str) -> None:
         self._segments.append(
@@ -204,7 +216,7 @@ class _Writer:
                 self.rate,
                 self.voice,
                 self.emotion,
-                tuple(self._pronunciations),
+                self._pronunciations,
             )
         )
         self._pause_s = 0.0
@@ -226,6 +238,20 @@ class _Writer:
         if not self._segments:
             raise TextError(code="empty_text")
         return Script(self._source, tuple(self._segments), tuple(self._notices))
+
+
+@lru_cache(maxsize=32)
+def _pattern(lexicon: tuple[LexiconEntry, ...]) -> re.Pattern[str] | None:
+    """Return a pattern for the words of a lexicon, of several the longest."""
+    words = sorted({entry.word for entry in lexicon}, key=len, reverse=True)
+    each = [f"(?i:{re.escape(word)})" if word == word.lower() else re.escape(word) for word in words]
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(each)})(?![^\W_])") if each else None
+
+
+def _stand_in(ipa: str, *, is_capital: bool) -> str:
+    """Return a word of letters that no text has, for sounds: an engine looks it up in `SpeechTask.pronunciations`."""
+    digest = sha256(ipa.encode()).digest()[:6]
+    return ("Zq" if is_capital else "zq") + "".join(chr(ord("a") + byte % 26) for byte in digest) + "qz"
 
 
 def _pause_s(written: str, script: _Writer) -> float | None:
@@ -288,8 +314,8 @@ class _SsmlReader:
     Source: https://www.w3.org/TR/speech-synthesis11/
     """
 
-    def __init__(self, text: str) -> None:
-        self.script = _Writer(text)
+    def __init__(self, text: str, script: _Writer) -> None:
+        self.script = script
         self._text = text
         self._data = text.encode()
         self._byte = self._at = 0  # the same place, in bytes and in characters
@@ -385,12 +411,15 @@ class _SsmlReader:
         element = self._open[-1]
         if element.replacement is not None:
             return
+        if element.ipa:
+            self.script.pronounce(text, start, start + len(text), ipa=element.ipa)
+            return
         end = None
         if element.say_as in _LETTER_BY_LETTER:
             text, end = " ".join(filter(str.isalnum, text)), start + len(text)
         elif self._text[start] == "&" and not self._text.startswith(text, start):  # an entity such as &lt;
             end = self._text.index(";", start) + 1
-        self.script.write(text, start, end, ipa=element.ipa)
+        self.script.write(text, start, end)
 
 
 @dataclass(slots=True)

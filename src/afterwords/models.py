@@ -7,7 +7,8 @@ transcripts are in no repr.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from itertools import pairwise
@@ -29,6 +30,7 @@ from pydantic import (
 from afterwords.errors import InvalidOptionError
 
 NAME_MAX_CHARS = 200
+LEXICON_MAX_ENTRIES, LEXICON_MAX_BYTES = 1000, 128 * 1024
 ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 """Pattern of an ID: a UUID in lower case."""
 _ID = re.compile(ID_PATTERN)
@@ -135,6 +137,24 @@ class VoiceStatus(StrEnum):
     READY = "ready"
 
 
+class LexiconEntry(Model):
+    """How a voice pronounces a word: by an alias that is spoken instead, by its sounds, or both."""
+
+    word: str = Field(
+        min_length=1, max_length=100, repr=False, description="The word as written; in lower case, it matches any case."
+    )
+    alias: str | None = Field(
+        default=None, min_length=1, max_length=200, repr=False, description="What is spoken instead."
+    )
+    ipa: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        repr=False,
+        description="Its sounds, in IPA, for engines that read it.",
+    )
+
+
 class Voice(Model):
     """A voice: a name, a reference recording, its transcript and language, and the consent to use it."""
 
@@ -171,6 +191,21 @@ class Voice(Model):
         """Emotion of the recording, `metadata["emotion"]`: this voice is a take of the speaker who is its family."""
         emotion = self.metadata.get("emotion")
         return emotion if isinstance(emotion, str) and self.family else None
+
+    @property
+    def lexicon(self) -> tuple[LexiconEntry, ...]:
+        """How this voice pronounces words, `metadata["lexicon"]`."""
+        return read_lexicon(self.metadata)
+
+
+def read_lexicon(metadata: Mapping[str, Any]) -> tuple[LexiconEntry, ...]:
+    """Return the lexicon in the metadata of a voice, which anyone may have written; invalid entries are left out."""
+    entries = metadata.get("lexicon")
+    found = []
+    for entry in entries[:LEXICON_MAX_ENTRIES] if isinstance(entries, list) else ():
+        with suppress(ValidationError):
+            found.append(LexiconEntry.model_validate(entry))
+    return tuple(found)
 
 
 class Alias(Model):
@@ -287,6 +322,12 @@ class SpeechTask(Model):
     voice_id: str = Field(description="ID of the voice, for logs and caches.")
     prompt: bytes = Field(repr=False, description="Result of the engine's `prepare` for the reference.")
     seed: Seed | None = Field(default=None, description="Seed that makes sampling reproducible.")
+    lexicon: tuple[LexiconEntry, ...] = Field(
+        default=(), repr=False, description="Words of the voice; they are replaced before an engine gets the task."
+    )
+    pronunciations: dict[str, str] = Field(
+        default={}, repr=False, description="IPA of words that stand in the text for others; see `Engine.reads_ipa`."
+    )
 
 
 class SpeechResult(Model):

@@ -15,7 +15,7 @@ from afterwords.audio.audio import Audio
 from afterwords.audio.effects import change_speed, fade_from
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
-from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress
+from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress, reads_ipa
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError, TextError
 from afterwords.markup import Script, parse
 from afterwords.models import (
@@ -53,7 +53,8 @@ class Aligner:
         self.is_timed = has_timing(engine)
         if not self.is_timed:
             check_aligner(f"The backend {task.backend} reports")
-        self._sample_rate, self._task, self._text, self._script = engine.sample_rate, task, text, script
+        self._sample_rate, self._task, self._text = engine.sample_rate, task, text
+        self._script = script or parse(task.text, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
         self._words: list[WordTiming] = []
         self._samples: list[Samples] = []
         self._n_samples = 0
@@ -78,7 +79,7 @@ class Aligner:
         import numpy as np
 
         audio = Audio(np.concatenate([np.zeros(0, np.float32), *self._samples]), self._sample_rate)
-        script = self._script or parse(self._task.text)
+        script = self._script
         if script.text == self._task.text:
             return align(audio, self._text, lang=self._task.lang, progress=progress)
         found = align(audio, script.text, lang=self._task.lang, progress=progress)
@@ -212,7 +213,7 @@ def speak(
     """
     import numpy as np
 
-    script = script or parse(task.text)
+    script = script or parse(task.text, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
     expected_s = script.expected_s(speed=speed)
     n_samples = 0
     last = 0.0
@@ -226,7 +227,11 @@ def speak(
             yield Chunk(np.zeros(n_silent, np.float32))
         if not segment.text:
             continue
-        part = (takes or {}).get(segment.emotion or "", task).model_copy(update={"text": segment.text})
+        part = (
+            (takes or {})
+            .get(segment.emotion or "", task)
+            .model_copy(update={"text": segment.text, "pronunciations": segment.pronunciations, "lexicon": ()})
+        )
         rate = min(SPEED_MAX, max(SPEED_MIN, speed * segment.rate))
         with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate)) as chunks:
             for chunk in chunks:

@@ -505,6 +505,16 @@ class TestSynthesize:
         assert "needs a duration" in miss.headers["x-notices"]
         assert miss.headers["x-notices"] == hit.headers["x-notices"]
 
+    def test_words_are_spoken_by_the_lexicon_of_the_voice(self, client: httpx.Client) -> None:
+        voice_id = register(client)
+        said = []
+        for lexicon in ([], [{"word": "W3C", "alias": "World Wide Web"}]):
+            client.patch(f"/v1/voices/{voice_id}", json={"metadata": {"lexicon": lexicon}}).raise_for_status()
+            job_id = submit_text(client, voice_id, "The W3C met.")  # a miss: the cache knows the lexicon
+            assert wait_for_job(client, job_id)["status"] == "ready"
+            said.append(len(client.get(f"/v1/jobs/{job_id}/audio").content))
+        assert said[1] > said[0]
+
     def test_five_thousand_emoji_are_accepted(self, accepting: Served) -> None:
         with accepting.client() as client:
             submit_text(client, register(client), "\U0001f600" * 5_000)

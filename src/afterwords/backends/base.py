@@ -110,6 +110,11 @@ def unspoken(engine: Engine, text: str) -> list[str]:
     return list(find(text)) if find is not None else []
 
 
+def reads_ipa(engine: Engine) -> bool:
+    """Return whether an engine speaks `SpeechTask.pronunciations`, by its optional attribute `reads_ipa`."""
+    return bool(getattr(engine, "reads_ipa", False))
+
+
 def has_timing(engine: Engine) -> bool:
     """Return whether the chunks of an engine have words with times, by its optional attribute `has_timing`."""
     return bool(getattr(engine, "has_timing", False))

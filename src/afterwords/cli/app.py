@@ -46,6 +46,7 @@ COMMANDS: Final = {
         "narrate",
         "Speak a book into one audio file with chapters. After an interruption, run it again to go on.",
     ),
+    "lexicon": Entry("Speak", "lexicon", "Set how a voice pronounces words, by an alias or by IPA."),
     "verify": Entry(
         "Speak", "verify", "Check whether a file is marked as synthetic speech. The exit code is 1 if it is not."
     ),
@@ -134,6 +135,10 @@ EXAMPLES: Final = {
         "afterwords narrate book.epub --voice me",
         "afterwords narrate book.md --voice me --cast cast.toml -o book.m4b --srt book.srt",
         "afterwords narrate book.epub --dry-run",
+    ),
+    "lexicon": (
+        "afterwords lexicon add nginx --alias 'engine x' --voice me",
+        "afterwords lexicon import words.pls --voice me",
     ),
     "verify": ("afterwords verify hello.mp3",),
     "demo": ("afterwords demo",),

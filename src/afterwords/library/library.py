@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,7 +35,17 @@ from afterwords.errors import (
 )
 from afterwords.library import migrations
 from afterwords.library.folder import Original, VoiceFolder
-from afterwords.models import ID_PATTERN, NAME_MAX_CHARS, Voice, is_id, new_id, parse_id
+from afterwords.models import (
+    ID_PATTERN,
+    LEXICON_MAX_BYTES,
+    LEXICON_MAX_ENTRIES,
+    NAME_MAX_CHARS,
+    LexiconEntry,
+    Voice,
+    is_id,
+    new_id,
+    parse_id,
+)
 from afterwords.text import check_name
 
 LOCK_TIMEOUT_S = 10.0
@@ -237,6 +247,24 @@ class Library:
         """
         with self._locked():
             voice = self._get(name).model_copy(update={"family": family})
+            self._folders().by_id[voice.voice_id].write_voice(voice)
+        return voice
+
+    def set_lexicon(self, name: str, lexicon: Sequence[LexiconEntry]) -> Voice:
+        """Replace the lexicon of a voice, which is part of its metadata.
+
+        Raises:
+            VoiceNotFoundError: No voice has this name or ID.
+            InvalidOptionError: The lexicon is too long.
+        """
+        entries = [entry.model_dump(exclude_none=True) for entry in lexicon]
+        if len(entries) > LEXICON_MAX_ENTRIES or len(json.dumps(entries)) > LEXICON_MAX_BYTES:
+            allowed = f"up to {LEXICON_MAX_ENTRIES:,} entries and {LEXICON_MAX_BYTES:,} bytes"
+            raise InvalidOptionError.for_option("lexicon", value=f"{len(entries):,} entries", allowed=allowed)
+        with self._locked():
+            voice = self._get(name)
+            metadata = {key: value for key, value in voice.metadata.items() if key != "lexicon"}
+            voice = voice.model_copy(update={"metadata": metadata | ({"lexicon": entries} if entries else {})})
             self._folders().by_id[voice.voice_id].write_voice(voice)
         return voice
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterwords.backends.lite.data import read_data
-from afterwords.backends.lite.g2p import MAX_LINE, has_sound, lines, load_dictionaries, plain_words, tokens
+from afterwords.backends.lite.g2p import MAX_LINE, add_words, has_sound, lines, load_dictionaries, plain_words, tokens
 from afterwords.backends.lite.kokoro import MAX_TOKENS
+from afterwords.markup import parse
+from afterwords.models import LexiconEntry
 
 SYMBOLS: dict[str, int] = json.loads(read_data("symbols.json"))
 
@@ -113,3 +115,10 @@ def test_long_text_is_split_at_spaces_without_loss() -> None:
 
 def test_word_longer_than_a_line_is_split() -> None:
     assert [len(line) for line in lines([50] * (2 * MAX_LINE + 1))] == [MAX_LINE, MAX_LINE, 1]
+
+
+def test_words_with_ipa_are_pronounced_by_it() -> None:
+    entries = (LexiconEntry(word="Siobhan", ipa="ʃɪˈvɔːn"), LexiconEntry(word="judge", ipa="ˈdʒʌdʒ"))
+    segment = parse("Siobhan's judge, judge-like Siobhan.", lexicon=entries).segments[0]
+    add_words(segment.pronunciations)
+    assert phonemes(segment.text) == "ʃɪvˈɔːnz ʤˈʌʤ, ʤˈʌʤlˌIk ʃɪvˈɔːn."

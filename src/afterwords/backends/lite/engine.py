@@ -48,6 +48,7 @@ class LiteEngine:
     max_concurrent = 1
     prompt_version = PROMPT_VERSION
     has_timing = True
+    reads_ipa = True
 
     def __init__(self) -> None:
         self._kokoro: Kokoro | None = None
@@ -96,7 +97,7 @@ class LiteEngine:
     def synthesize(self, task: SpeechTask) -> Generator[Chunk, None, None]:
         import numpy as np
 
-        from afterwords.backends.lite.g2p import has_sound, lines, plain_words, pronounce
+        from afterwords.backends.lite.g2p import add_words, has_sound, lines, plain_words, pronounce
         from afterwords.backends.lite.search import speech_range
         from afterwords.backends.lite.shaping import equalize, limit
         from afterwords.backends.lite.timing import WrittenWords, token_times
@@ -107,7 +108,8 @@ class LiteEngine:
         except InvalidPromptError as error:
             raise SynthesisError.for_backend("lite", why=f"its prompt is {error}") from error
         with self._lock:
-            kokoro = self._loaded()  # with the dictionaries, which the next line would load alone
+            kokoro = self._loaded()  # with the dictionaries, which the next lines would load alone
+        add_words(task.pronunciations)
         plain = plain_words(task.text)
         written = WrittenWords(task.text, plain)
         n_samples = 0

