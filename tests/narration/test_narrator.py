@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("me")
 TEXT = "# First chapter\n\nHello there, reader. How are you today?\n\n# Second chapter\n\nThe end of the story.\n"
 SENTENCES = ["First chapter", "Hello there, reader.", "How are you today?", "Second chapter", "The end of the story."]
 FADE_S = 0.005
+CLONE = Path(__file__).parents[2] / "docs" / "media" / "clone.mp3"
 
 
 def write(folder: Path, text: str = TEXT, name: str = "book.md") -> Path:
@@ -127,6 +128,24 @@ def test_each_voice_has_the_wanted_loudness(anna: Voice, tmp_path: Path) -> None
         assert true_peak(part) < 10 ** (-1 / 20)
 
 
+def test_speech_with_high_peaks_is_as_loud_as_asked(tmp_path: Path) -> None:
+    def stop(fraction: float, step: str) -> None:
+        if step == "leveling":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        aw.narrate(write(tmp_path, "One sentence."), tmp_path / "book.flac", progress=stop)
+    (part,) = (tmp_path / "book.part").glob("*.wav")
+    decode(CLONE).save(part)  # its peaks are 20 dB above its loudness
+    assert aw.narrate(tmp_path / "book.md", tmp_path / "book.flac").n_spoken == 0
+
+    audio = decode(tmp_path / "book.flac")
+    meter = LoudnessMeter(audio.sample_rate)
+    meter.add(audio.samples)
+    assert meter.integrated() == pytest.approx(-19, abs=0.2)
+    assert 10 ** (-2.1 / 20) < true_peak(audio.samples) <= 10 ** (-1.9 / 20)
+
+
 def test_loud_book_stays_below_the_peak_limit(tmp_path: Path) -> None:
     aw.narrate(write(tmp_path, "A sentence that is to be loud. " * 4), tmp_path / "book.mp3", loudness=-12)
     assert true_peak(decode(tmp_path / "book.mp3").samples) <= 10 ** (-1 / 20)
@@ -145,6 +164,15 @@ def test_tags_and_cast_choose_voices(anna: Voice, tmp_path: Path) -> None:
     assert done.n_sentences == len(parts)
     assert done.duration_s == pytest.approx(sum(map(spoken_s, parts)) + 5 * 0.7, abs=0.01)
     assert done.voices == ("me", "anna")
+
+
+def test_emotion_chooses_the_take_of_the_voice(anna: Voice, tmp_path: Path) -> None:
+    take = aw.clone(READER, name="anna", consent="self", emotion="happy")
+    text = "Calm at first, as ever. [voice:anna][happy] Happy from now on.\n\nIn this paragraph, too."
+    done = aw.narrate(write(tmp_path, text), tmp_path / "book.wav")
+    assert (done.n_sentences, done.voices) == (3, ("me", take.name))
+    with pytest.raises(VoiceNotFoundError, match="no take for the emotion happy"):
+        aw.narrate(write(tmp_path, "Calm at first, as ever. [happy] Happy."), tmp_path / "book.wav")
 
 
 @pytest.mark.parametrize("by_cast", [True, False])

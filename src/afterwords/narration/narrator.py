@@ -170,6 +170,7 @@ def narrate(
         rate = speakers[NARRATOR].sample_rate
         format = Encoding(ENCODINGS[out.suffix.lower()])
         with AudioWriter(out, format=format, sample_rate=rate, tags=_tags(source, speakers), book=info) as writer:
+            progress(1 - _WRITING, "leveling")
             for samples in take.mastered(loudness):
                 writer.write(samples)
                 progress(1 - _WRITING * (1 - writer.duration_s / take.duration_s), "writing the file")
@@ -257,6 +258,12 @@ def _tags(book: Book, speakers: Mapping[Speaker, Speech]) -> dict[str, str]:
         made_at=now(),
     )
     return marked | {"title": book.title} | ({"artist": book.author} if book.author else {})
+
+
+def _gain(meter: LoudnessMeter, loudness: float) -> float:
+    """Return the factor that brings what was measured to a loudness in LUFS; 1 for silence."""
+    measured = meter.integrated()
+    return 1.0 if measured is None else float(10 ** ((loudness - measured) / 20))
 
 
 class _Part(NamedTuple):
@@ -374,19 +381,28 @@ class _Take:
         return np.concatenate([samples, fade_from(float(samples[-1]), self._rate)]) if len(samples) else None
 
     def mastered(self, loudness: float) -> Iterator[Samples]:
-        """Yield the samples of the book, each voice at a loudness in LUFS."""
-        gains = {}
-        for voice_id, meter in self._meters.items():
-            measured = meter.integrated()
-            gains[voice_id] = 1.0 if measured is None else 10 ** ((loudness - measured) / 20)
+        """Yield the samples of the book, each voice at a loudness in LUFS.
+
+        The gain is corrected once, because a voice whose peaks were limited is quieter.
+        """
+        gains = {voice_id: _gain(meter, loudness) for voice_id, meter in self._meters.items()}
+        limited = {voice_id: LoudnessMeter(self._rate) for voice_id in gains}
+        for voice_id, samples in self._limited(gains):
+            limited[voice_id].add(samples)
+        gains = {voice_id: gain * _gain(limited[voice_id], loudness) for voice_id, gain in gains.items()}
+        for _, samples in self._limited(gains):
+            yield samples
+
+    def _limited(self, gains: Mapping[str, float]) -> Iterator[tuple[str, Samples]]:
+        """Yield each sentence after the pause before it, with the gain of its voice, and the ID of the voice."""
         end = 0
         for part in self.parts:
-            yield np.zeros(part.start - end, np.float32)
             samples = self._read(part.path)
             if samples is None or len(samples) != part.end - part.start:
                 raise FileError.unreadable(part.path, "it was changed", hint="start the narration again.")
             scaled = (samples * gains[part.voice_id]).astype(np.float32)
-            yield limit_peaks(scaled, self._rate, 10 ** (PEAK_DBTP / 20))
+            limited = limit_peaks(scaled, self._rate, 10 ** (PEAK_DBTP / 20))
+            yield part.voice_id, np.concatenate([np.zeros(part.start - end, np.float32), limited])
             end = part.end
 
     def chapters(self, book: Book) -> tuple[tuple[str, float], ...]:
