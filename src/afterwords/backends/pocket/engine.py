@@ -48,7 +48,7 @@ ENCODER_VERSION: Final = "1"
 """Goes up whenever a change in how recordings are encoded makes older prompts worth making again."""
 PACKAGE_VERSION: Final = "4.0"
 """Each major version renames parameters and changes states."""
-NEEDS: Final = ("pocket_tts", "torch", "safetensors")
+NEEDS: Final = ("pocket_tts", "torch", "safetensors", "num2words")
 NEEDED_BYTES: Final = 1_500_000_000
 """1.2 GB at most, measured with one utterance, and another one."""
 MAX_CONCURRENT: Final = 4
