@@ -454,6 +454,73 @@ class Alignment(Model):
         )
 
 
+class SpeechFault(StrEnum):
+    """What is wrong with the speech of a sentence."""
+
+    WORDS = "words"
+    MISSING_START = "missing_start"
+    MISSING_END = "missing_end"
+    REPETITION = "repetition"
+    SILENCE = "silence"
+    DURATION = "duration"
+    SPEAKER = "speaker"
+
+
+class SpeechAttempt(Model):
+    """One attempt at a sentence, compared with its text by speech recognition."""
+
+    seed: int | None = Field(description="Seed of the attempt; absent if none was set.")
+    faults: tuple[SpeechFault, ...] = Field(
+        description="What is wrong: other words than in the text, missing first or last words, a repeated phrase, a "
+        "silence that the text does not ask for, speech that is too long or too short, or another speaker."
+    )
+    recognized: str = Field(repr=False, description="The words that were recognized.")
+    word_error_rate: float = Field(ge=0, description="Words that differ, divided by the words of the sentence.")
+    longest_error: int = Field(ge=0, description="Words in the longest run that differs.")
+    longest_silence_s: float = Field(ge=0, description="Longest silence within the sentence, in seconds.")
+    s_per_character: float = Field(ge=0, description="Time per character without silences, at a speed of 1.")
+    speaker_score: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Cosine similarity of the speaker to the reference; absent for short speech.",
+    )
+
+
+class SentenceVerification(Model):
+    """How the speech of a sentence compares with its text."""
+
+    text: str = Field(min_length=1, repr=False, description="The sentence.")
+    start_s: float = Field(ge=0, description="Time at which it starts, in seconds from the start of the audio.")
+    end_s: float = Field(ge=0, description="Time at which it ends.")
+    attempts: tuple[SpeechAttempt, ...] = Field(min_length=1, description="The attempts, in order.")
+    kept: int = Field(ge=0, description="Index of the attempt that is in the audio, the best one.")
+
+    @property
+    def faults(self) -> tuple[SpeechFault, ...]:
+        """What is wrong with the speech in the audio."""
+        return self.attempts[self.kept].faults
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.kept >= len(self.attempts):
+            raise ValueError("there is no such attempt")
+        return self
+
+
+class Verification(Model):
+    """How speech compares with its text, sentence by sentence."""
+
+    has_passed: bool = Field(description="Whether no sentence has a fault.")
+    sentences: tuple[SentenceVerification, ...] = Field(description="The sentences, in order.")
+
+    @classmethod
+    def of(cls, sentences: Iterable[SentenceVerification]) -> Self:
+        """Return the verification of sentences."""
+        checked = tuple(sentences)
+        return cls(has_passed=not any(sentence.faults for sentence in checked), sentences=checked)
+
+
 class DayUsage(Model):
     """Characters spoken on one day."""
 

@@ -9,8 +9,11 @@ import pytest
 
 from afterwords.models import JobStatus, new_id
 from afterwords.server.cache_key import cache_path
-from afterwords.server.records import AttemptResult, CacheEntry, FinishStatus, ReapResult
+from afterwords.server.records import AttemptResult, CacheEntry, FinishStatus, ReapResult, ReportKind
 from tests.contracts.store_world import TEXT, World, audio, digest
+
+REPORTS: dict[ReportKind, str] = {"timing": "timestamps", "verification": "verify"}
+"""Kinds of reports, and the fields of a job that ask for them."""
 
 
 class AttemptContract:
@@ -249,30 +252,32 @@ class AttemptContract:
 
         assert await world.store.finish(job.job_id, 1, audio()) is FinishStatus.DONE
 
-    async def test_timing_is_stored_by_the_attempt_that_holds_the_job(self, world: World) -> None:
-        job = await world.add_claimed_job(timestamps=True)
-        assert job.timestamps
-        assert not await world.store.save_timing(job.job_id, 2, "{}")
-        assert await world.store.save_timing(job.job_id, 1, '{"characters":"Grüße"}')
+    async def test_reports_are_stored_by_the_attempt_that_holds_it(self, world: World) -> None:
+        for kind, option in REPORTS.items():
+            job = await world.add_claimed_job(**{option: True})
+            assert job.reports == [kind]
+            assert not await world.store.save_report(job.job_id, 2, kind, "{}")
+            assert await world.store.save_report(job.job_id, 1, kind, '{"characters":"Grüße"}')
 
-        await world.store.finish(job.job_id, 1, audio())
+            await world.store.finish(job.job_id, 1, audio())
 
-        assert await world.store.get_timing(job.job_id) == '{"characters":"Grüße"}'
-        assert not await world.store.save_timing(job.job_id, 1, "{}")
-        assert await world.store.get_cached(job.voice_id, job.cache_key) is None
+            assert await world.store.get_report(job.job_id, kind) == '{"characters":"Grüße"}'
+            assert not await world.store.save_report(job.job_id, 1, kind, "{}")
+            assert await world.store.get_cached(job.voice_id, job.cache_key) is None
 
-    async def test_timing_is_stored_only_if_it_was_requested(self, world: World) -> None:
+    async def test_reports_are_stored_only_if_they_were_requested(self, world: World) -> None:
         job = await world.add_claimed_job()
 
-        assert not await world.store.save_timing(job.job_id, 1, "{}")
+        for kind in REPORTS:
+            assert not await world.store.save_report(job.job_id, 1, kind, "{}")
 
     async def test_timing_that_is_not_kept_is_removed_with_the_text(self, world: World) -> None:
         job = await world.add_claimed_job(timestamps=True, keeps_timing=False)
-        assert await world.store.save_timing(job.job_id, 1, '{"characters":"Grüße"}')
+        assert await world.store.save_report(job.job_id, 1, "timing", '{"characters":"Grüße"}')
 
         await world.store.finish(job.job_id, 1, audio())
 
-        assert await world.store.get_timing(job.job_id) is None
+        assert await world.store.get_report(job.job_id, "timing") is None
 
     async def test_only_a_final_job_of_the_account_is_removed(self, world: World) -> None:
         job = await world.add_claimed_job()
@@ -287,12 +292,11 @@ class AttemptContract:
         assert await world.store.get_job(job.job_id) is None
         assert await world.store.get_cached(job.voice_id, job.cache_key) is None
 
-    async def test_timing_is_removed_if_the_job_fails(self, world: World) -> None:
-        failed = await world.add_claimed_job(timestamps=True)
-        lost = await world.add_claimed_job(timestamps=True)
-        cancelled = await world.add_claimed_job(timestamps=True)
+    async def test_reports_are_removed_if_the_job_fails(self, world: World) -> None:
+        failed, lost, cancelled = [await world.add_claimed_job(timestamps=True, verify=True) for _ in range(3)]
         for job in (failed, lost, cancelled):
-            assert await world.store.save_timing(job.job_id, 1, "{}")
+            for kind in REPORTS:
+                assert await world.store.save_report(job.job_id, 1, kind, "{}")
 
         await world.store.finish(failed.job_id, 1, AttemptResult(error="synthesis_failed"))
         await world.store.finish(lost.job_id, 1, audio())
@@ -300,4 +304,4 @@ class AttemptContract:
         await world.store.cancel(cancelled.job_id, account_id=cancelled.account_id)
 
         for job in (failed, lost, cancelled):
-            assert await world.store.get_timing(job.job_id) is None
+            assert [await world.store.get_report(job.job_id, kind) for kind in REPORTS] == [None, None]

@@ -16,7 +16,7 @@ from afterwords.audio.devices import capture, play
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.errors import RecordingError
-from afterwords.models import Alignment, FormatName, SpeechFormat
+from afterwords.models import Alignment, FormatName, SpeechFormat, Verification
 
 DURATION_MAX_S = 1800.0
 RECORDING_RATE = 48_000  # Hz; what microphones do natively
@@ -32,6 +32,7 @@ class Audio:
         tags: `title`, `artist`, `comment`, `software` and `date` of every file written from it.
         notices: Problems found in the source file, one or two sentences each: lost parts, further tracks.
         alignment: When each character of the text is spoken, for speech that was made with timestamps.
+        verification: How the speech compares with the text, for speech that was verified.
     """
 
     samples: Samples
@@ -39,6 +40,7 @@ class Audio:
     tags: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     alignment: Alignment | None = None
+    verification: Verification | None = None
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 1 or self.samples.dtype != np.float32:

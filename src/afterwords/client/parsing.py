@@ -70,6 +70,10 @@ _JOB_FAILURES: Final = {
         "its worker can't find the times of its words",
         "use the backend `lite`, or install afterwords[transcribe] where the worker runs.",
     ),
+    "verification_unavailable": (
+        "its worker can't recognize speech",
+        "install afterwords[transcribe] where the worker runs, or leave out `verify`.",
+    ),
     "loading_timed_out": (
         "loading the model made no progress for too long",
         "try again; the server's setting is AFTERWORDS_START_ALLOWANCE_S.",

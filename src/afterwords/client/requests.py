@@ -169,6 +169,7 @@ def speech_fields(
     speed: float,
     seed: int | None,
     timestamps: bool = False,
+    verify: bool = False,
     format: SpeechFormat = SpeechFormat.WAV,
     webhook_url: str | None = None,
 ) -> dict[str, Any]:
@@ -180,6 +181,7 @@ def speech_fields(
         speed=None if speed == 1.0 else speed,
         seed=seed,
         timestamps=timestamps or None,
+        verify=verify or None,
         response_format=None if format is SpeechFormat.WAV else format.value,
         webhook_url=webhook_url,
     )

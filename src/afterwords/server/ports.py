@@ -29,6 +29,7 @@ from afterwords.server.records import (
     QueueLimits,
     QueueState,
     ReapResult,
+    ReportKind,
     StoredCheckout,
     StoredConsent,
     StoredCustomer,
@@ -354,11 +355,11 @@ class Store(Protocol):
     async def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> bool:
         """Renew a lease. Return False if this attempt no longer holds the job: the worker must stop."""
 
-    async def save_timing(self, job_id: str, attempt: int, timing: str) -> bool:
-        """Store an `Alignment` as JSON. Return False if this attempt no longer holds the job."""
+    async def save_report(self, job_id: str, attempt: int, kind: ReportKind, report: str) -> bool:
+        """Store what a worker found out about the speech. Return False if this attempt no longer holds the job."""
 
-    async def get_timing(self, job_id: str) -> str | None:
-        """Return the alignment of a job. Failed and cancelled jobs have none."""
+    async def get_report(self, job_id: str, kind: ReportKind) -> str | None:
+        """Return a report of a job. Failed and cancelled jobs have none."""
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         """End a job by one conditional UPDATE, and apply what follows from it in the same transaction.
@@ -738,11 +739,11 @@ class JobQueue(Protocol):
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         """Store a checkpoint, from which the next attempt continues to prepare the voice."""
 
-    async def save_timing(self, claim: Claim, timing: bytes) -> None:
-        """Store when each character is spoken, an `Alignment` as JSON, before `complete`.
+    async def save_report(self, claim: Claim, kind: ReportKind, report: bytes) -> None:
+        """Store what was found out about the speech, before `complete`.
 
         Raises:
-            InvalidRequestError: It is not the alignment of the text.
+            InvalidRequestError: It is not a report of this kind about the text.
             StaleAttemptError: As for `complete`.
         """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat, VoiceStatus
 
@@ -227,6 +227,9 @@ class StoredConsent:
 
 # -- jobs ----------------------------------------------------------------------------------------------------
 
+ReportKind = Literal["timing", "verification"]
+"""What a worker can find out about speech: an `Alignment` or a `Verification`, both stored as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
@@ -237,6 +240,7 @@ class NewJob:
         char_count: Characters to charge.
         timestamps: When each character is spoken is stored, too. Such speech is not cached.
         keeps_timing: It stays when the job ends, and not only the words while it is spoken are needed.
+        verify: The speech is compared with the text, and the report is stored. Such speech is not cached.
         traceparent: The span that it belongs to; None if tracing is off.
     """
 
@@ -258,6 +262,7 @@ class NewJob:
     webhook_url: str | None = None
     timestamps: bool = False
     keeps_timing: bool = True
+    verify: bool = False
     traceparent: str | None = None
     character_limit: int | None = None
 
@@ -273,7 +278,8 @@ class StoredJob:
         error: Error code of the API, if the job failed.
         worker: The last worker that held the job; None while it waits.
         traceparent: The span that submitted it; None if tracing was off.
-        timestamps: When each character is spoken is stored, too: `Store.get_timing` returns it.
+        timestamps: When each character is spoken is stored, too: `Store.get_report` returns it.
+        verify: The speech is compared with the text; `Store.get_report` returns the result.
     """
 
     job_id: str
@@ -302,6 +308,13 @@ class StoredJob:
     traceparent: str | None = None
     timestamps: bool = False
     sample_rate: int | None = None
+    verify: bool = False
+
+    @property
+    def reports(self) -> list[ReportKind]:
+        """The reports that were requested. Speech that has any is not cached."""
+        wanted: dict[ReportKind, bool] = {"timing": self.timestamps, "verification": self.verify}
+        return [kind for kind, is_wanted in wanted.items() if is_wanted]
 
     @property
     def worker_kind(self) -> str:

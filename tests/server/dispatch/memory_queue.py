@@ -11,7 +11,7 @@ from typing import BinaryIO
 from afterwords.audio.wav import read_wav
 from afterwords.errors import MalformedWavError, StaleAttemptError, SynthesisError
 from afterwords.models import JobStatus, SpeechFormat, new_id, now
-from afterwords.server.records import Claim, StoredJob, StoredVoice
+from afterwords.server.records import Claim, ReportKind, StoredJob, StoredVoice
 from afterwords.text import max_speech_s
 from tests.conftest import READER
 
@@ -30,7 +30,7 @@ class MemoryQueue:
 
     jobs: dict[str, StoredJob] = field(default_factory=dict)
     wavs: dict[str, bytes] = field(default_factory=dict)
-    timings: dict[str, bytes] = field(default_factory=dict)
+    reports: dict[tuple[str, ReportKind], bytes] = field(default_factory=dict)
     prompts: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     checkpoints: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     fast: dict[str, bool] = field(default_factory=dict)
@@ -152,9 +152,9 @@ class MemoryQueue:
         self._note("save_checkpoint", claim.voice.voice_id)
         self.checkpoints[_key(claim, version)] = checkpoint
 
-    async def save_timing(self, claim: Claim, timing: bytes) -> None:
-        self._note("save_timing", claim.job.job_id)
-        self.timings[claim.job.job_id] = timing
+    async def save_report(self, claim: Claim, kind: ReportKind, report: bytes) -> None:
+        self._note("save_report", claim.job.job_id)
+        self.reports[claim.job.job_id, kind] = report
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         self._note("complete", job_id)

@@ -114,6 +114,7 @@ class AsyncClient:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
         timeout_s: float = JOB_TIMEOUT_S,
     ) -> Audio:
         """Speak a text, and return all of the audio.
@@ -126,6 +127,8 @@ class AsyncClient:
             speed: 0.25 to 4; the pitch does not change.
             seed: Makes a backend that samples reproducible.
             timestamps: Set `alignment` of the result. The server's cache is not used then.
+            verify: Have the server compare the speech with the text and speak faulty sentences again; set
+                `verification` of the result. The cache is not used then either.
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
@@ -136,12 +139,16 @@ class AsyncClient:
         from afterwords.client.audio import decode_speech
 
         deadline = time.monotonic() + timeout_s
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
+        fields = speech_fields(
+            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+        )
         job = await self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             await job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         audio = decode_speech(SpeechResponse(await job.data(), job.voice_id, job.backend, job.job_id), voice)
-        return replace(audio, alignment=await job.alignment()) if timestamps else audio
+        if timestamps:
+            audio = replace(audio, alignment=await job.alignment())
+        return replace(audio, verification=await job.verification()) if verify else audio
 
     async def stream(
         self,
@@ -153,13 +160,17 @@ class AsyncClient:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
     ) -> AsyncRemoteSpeech:
         """Speak a text, and return the audio while it is generated: iterate over the result.
 
         Closing it early cancels the job. A server that can't stream sends the audio once it is ready.
-        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later.
+        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later,
+        and with `verify`, `client.jobs.verification` the report.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
+        fields = speech_fields(
+            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+        )
         speech = AsyncRemoteSpeech(self._session, await self._open_stream(voice, fields), voice)
         await speech._read_header()
         return speech
@@ -227,6 +238,7 @@ class AsyncClient:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
@@ -236,6 +248,7 @@ class AsyncClient:
         Args:
             text: As for `say`; so are the other arguments.
             timestamps: Find what `job.alignment` returns.
+            verify: Find what `job.verification` returns.
             format: As for `stream_bytes`; the format of `job.download`.
             webhook_url: A public https address that is called when the job has ended.
             idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
@@ -248,6 +261,7 @@ class AsyncClient:
             speed=speed,
             seed=seed,
             timestamps=timestamps,
+            verify=verify,
             format=kind,
             webhook_url=webhook_url,
         )
@@ -328,5 +342,5 @@ class AsyncClient:
         return AsyncRemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
 
     async def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps"}:
-            await self._session.check_supports("speed, seed, timestamps, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify"}:
+            await self._session.check_supports("speed, seed, timestamps, verify, other formats than wav, and webhooks")

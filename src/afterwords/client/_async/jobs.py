@@ -15,7 +15,7 @@ from afterwords.client.files import parse_option, write_file
 from afterwords.client.parsing import SpeechResponse, check_audio, check_ready, parse_job, parse_model, validate
 from afterwords.client.requests import JOB_TIMEOUT_S, PAGE_MAX, Request, long_poll_s, resource_path
 from afterwords.errors import ConflictError, JobTimeoutError
-from afterwords.models import Alignment, Job, JobStatus
+from afterwords.models import Alignment, Job, JobStatus, Verification
 
 if TYPE_CHECKING:
     from afterwords.audio.audio import Audio
@@ -121,6 +121,19 @@ class AsyncJobs:
         )
         return parse_model(response, Alignment)
 
+    async def verification(self, job_id: str) -> Verification:
+        """Return how the speech compares with the text, of a job that was submitted with `verify`.
+
+        Raises:
+            NotFoundError: The job is not ready.
+            UnavailableError: The job has no verification.
+        """
+        path = f"{resource_path('/v1/jobs', job_id)}/verification"
+        response = await self._session.request(
+            Request("GET", path, missing_code="job_not_found", feature="verified speech")
+        )
+        return parse_model(response, Verification)
+
     async def download(self, job_id: str, path: Path | str) -> Path:
         """Write the audio of a job to a file, completely or not at all, and return its path."""
         return await asyncio.to_thread(write_file, await self.data(job_id), path)
@@ -205,6 +218,10 @@ class AsyncRemoteJob(Job):
     async def alignment(self) -> Alignment:
         """Return when each character is spoken. The errors are those of `client.jobs.alignment`."""
         return await self._jobs.alignment(self._id())
+
+    async def verification(self) -> Verification:
+        """Return how the speech compares with the text. The errors are those of `client.jobs.verification`."""
+        return await self._jobs.verification(self._id())
 
     async def download(self, path: Path | str) -> Path:
         """Write the audio to a file, completely or not at all, and return its path."""

@@ -115,6 +115,7 @@ class Client:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
         timeout_s: float = JOB_TIMEOUT_S,
     ) -> Audio:
         """Speak a text, and return all of the audio.
@@ -127,6 +128,8 @@ class Client:
             speed: 0.25 to 4; the pitch does not change.
             seed: Makes a backend that samples reproducible.
             timestamps: Set `alignment` of the result. The server's cache is not used then.
+            verify: Have the server compare the speech with the text and speak faulty sentences again; set
+                `verification` of the result. The cache is not used then either.
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
@@ -137,12 +140,16 @@ class Client:
         from afterwords.client.audio import decode_speech
 
         deadline = time.monotonic() + timeout_s
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
+        fields = speech_fields(
+            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+        )
         job = self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
             job.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         audio = decode_speech(SpeechResponse(job.data(), job.voice_id, job.backend, job.job_id), voice)
-        return replace(audio, alignment=job.alignment()) if timestamps else audio
+        if timestamps:
+            audio = replace(audio, alignment=job.alignment())
+        return replace(audio, verification=job.verification()) if verify else audio
 
     def stream(
         self,
@@ -154,13 +161,17 @@ class Client:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
     ) -> RemoteSpeech:
         """Speak a text, and return the audio while it is generated: iterate over the result.
 
         Closing it early cancels the job. A server that can't stream sends the audio once it is ready.
-        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later.
+        The arguments and errors are those of `say`. With `timestamps`, `client.jobs.alignment` returns them later,
+        and with `verify`, `client.jobs.verification` the report.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps)
+        fields = speech_fields(
+            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+        )
         speech = RemoteSpeech(self._session, self._open_stream(voice, fields), voice)
         speech._read_header()
         return speech
@@ -228,6 +239,7 @@ class Client:
         speed: float = 1.0,
         seed: int | None = None,
         timestamps: bool = False,
+        verify: bool = False,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
@@ -237,6 +249,7 @@ class Client:
         Args:
             text: As for `say`; so are the other arguments.
             timestamps: Find what `job.alignment` returns.
+            verify: Find what `job.verification` returns.
             format: As for `stream_bytes`; the format of `job.download`.
             webhook_url: A public https address that is called when the job has ended.
             idempotency_key: Requests with the same key and content create one job. None generates a key for this call.
@@ -249,6 +262,7 @@ class Client:
             speed=speed,
             seed=seed,
             timestamps=timestamps,
+            verify=verify,
             format=kind,
             webhook_url=webhook_url,
         )
@@ -329,5 +343,5 @@ class Client:
         return RemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
 
     def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps"}:
-            self._session.check_supports("speed, seed, timestamps, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify"}:
+            self._session.check_supports("speed, seed, timestamps, verify, other formats than wav, and webhooks")

@@ -20,7 +20,7 @@ from afterwords.server.dispatch.worker import Work
 from afterwords.server.dispatch.worker_process import WorkerCrashedError, WorkerError
 from afterwords.server.dispatch.worker_slot import BackendInfo, PromptVersionError, Slot, SlotUnavailableError
 from afterwords.server.ports import JobQueue
-from afterwords.server.records import Claim, JobProgress
+from afterwords.server.records import Claim, JobProgress, ReportKind
 from afterwords.server.settings import Settings
 from afterwords.server.tracing import note, span
 from afterwords.text import expected_speech_s, max_speech_s
@@ -69,7 +69,7 @@ class Attempt(LeasedAttempt):
         self._longest_s = max_speech_s(claim.job.text or "", speed=claim.job.speed)
         self._expected_s = expected_speech_s(claim.job.text or " ", speed=claim.job.speed)
         self._timeout_s = settings.start_allowance_s + 2 * self._longest_s
-        self._timing: bytes | None = None
+        self._reports: dict[ReportKind, bytes] = {}
         self._prompt_task: asyncio.Task[bool] | None = None
         self._checkpoint: bytes | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
@@ -138,8 +138,8 @@ class Attempt(LeasedAttempt):
         self._is_reporting = True
         try:
             with span("deliver"):
-                if (timing := self._timing) is not None:
-                    await self._retry_held_up(lambda: self._queue.save_timing(self.claim, timing))
+                for kind, report in self._reports.items():
+                    await self._retry_held_up(partial(self._queue.save_report, self.claim, kind, report))
                 await self._retry_held_up(lambda: self._queue.complete(job.job_id, job.attempt, wav, synth_ms=synth_ms))
             note(outcome="delivered")
         except (RecordingError, SynthesisError) as error:
@@ -158,8 +158,9 @@ class Attempt(LeasedAttempt):
                 lambda: self._queue.prompt(self.claim, version=version), timeout_s=self._lease_s
             )
         self.must_prepare = prompt is None
-        if prompt is None:
+        if prompt is None or job.verify:
             reference = await retry_during_outage(lambda: self._queue.reference(self.claim), timeout_s=self._lease_s)
+        if prompt is None:
             checkpoint = await retry_during_outage(
                 lambda: self._queue.checkpoint(self.claim, version=version), timeout_s=self._lease_s
             )
@@ -176,6 +177,7 @@ class Attempt(LeasedAttempt):
             checkpoint=checkpoint,
             is_fast=self._is_fast,
             timestamps=job.timestamps,
+            verify=job.verify,
             reference=reference,
             ref_text=voice.ref_text,
             ref_lang=voice.lang,
@@ -223,8 +225,8 @@ class Attempt(LeasedAttempt):
                         note("first_audio")
                     await self._retry_held_up(partial(self._write, message))
                     self.progress = JobProgress("speaking", min(0.99, self.audio.duration_s / self._expected_s))
-                elif message.kind == "timing":
-                    self._timing = message.body
+                elif message.kind == "report":
+                    self._reports[message.facts["report"]] = message.body
                 if self.audio.duration_s > self._longest_s:
                     self.audio.abort()  # the engine did not find the end; completion will refuse the audio
                     return None

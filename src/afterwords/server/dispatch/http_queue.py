@@ -46,7 +46,7 @@ from afterwords.server.dispatch.protocol import (
     WantedAnswer,
     WorkerVoices,
 )
-from afterwords.server.records import Claim, JobProgress, StoredJob
+from afterwords.server.records import Claim, JobProgress, ReportKind, StoredJob
 from afterwords.server.tracing import current_traceparent
 
 _log = logging.getLogger(__name__)
@@ -211,8 +211,8 @@ class HttpJobQueue:
             params = _prompt_params(claim, version)
             await self._send(claim, "PUT", "checkpoint", params=params, content=checkpoint)
 
-    async def save_timing(self, claim: Claim, timing: bytes) -> None:
-        await self._send(claim, "PUT", "timing", content=timing)
+    async def save_report(self, claim: Claim, kind: ReportKind, report: bytes) -> None:
+        await self._send(claim, "PUT", kind, content=report)
 
     async def complete(self, job_id: str, attempt: int | None, wav: BinaryIO, *, synth_ms: int | None = None) -> None:
         claim, _ = self._find(job_id, attempt)

@@ -87,6 +87,7 @@ class ClaimedJob(_Part):
         is_preparation: There is no text to speak: the voice is prepared.
         timestamps: When each character is spoken is wanted. Older workers ignore it.
         takes_words: The words may be streamed with the audio, as messages `audio`. Older servers take PCM only.
+        verify: The speech is to be compared with the text. Older workers ignore it.
     """
 
     token: str = Field(repr=False)
@@ -108,6 +109,7 @@ class ClaimedJob(_Part):
     is_preparation: bool = False
     timestamps: bool = False
     takes_words: bool = False
+    verify: bool = False
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -132,6 +134,7 @@ class ClaimedJob(_Part):
             is_preparation=claim.is_preparation,
             timestamps=job.timestamps,
             takes_words=True,
+            verify=job.verify,
         )
 
     def as_claim(self) -> Claim:
@@ -154,6 +157,7 @@ class ClaimedJob(_Part):
             returned=self.returned,
             traceparent=self.traceparent,
             timestamps=self.timestamps,
+            verify=self.verify,
         )
         voice = StoredVoice(
             voice_id=self.voice_id,

@@ -45,7 +45,8 @@ class Work:
         checkpoint: Where an interrupted preparation of the prompt stopped, if known.
         is_fast: Make the prompt in less time, for less similarity.
         timestamps: Find when each character is spoken.
-        reference: The recording, a WAV; required without a prompt.
+        verify: Compare the speech with the text, and speak faulty sentences again.
+        reference: The recording, a WAV; required without a prompt, and to verify.
         ref_text: Transcript of the recording, if there is one.
         ref_lang: Language of the recording.
         lexicon: Entries of the voice's lexicon, as JSON holds them.
@@ -61,6 +62,7 @@ class Work:
     checkpoint: bytes | None = field(default=None, repr=False)
     is_fast: bool = False
     timestamps: bool = False
+    verify: bool = False
     reference: bytes | None = field(default=None, repr=False)
     ref_text: str | None = field(default=None, repr=False)
     ref_lang: str = "en"
@@ -139,7 +141,7 @@ class Worker:
                     words = [word.model_dump() for word in stream.words]
                     send("audio", pcm, sample_rate=stream.sample_rate, **({"words": words} if stream.is_timed else {}))
                 if stream.timing is not None:
-                    send("timing", stream.timing)
+                    send("report", stream.timing, report="timing")
             return {"synth_ms": stream.result.synth_ms} if stream.result else {}
         except UtteranceCancelledError:
             return {}

@@ -159,6 +159,11 @@ class SynthesizeBody(RequestBody):
         default=False,
         description="Find when each character is spoken, for `/v1/jobs/{job_id}/timestamps`. The cache is not used.",
     )
+    verify: bool = Field(
+        default=False,
+        description="Compare the speech of each sentence with the text by speech recognition, speak a faulty one again "
+        "with another seed, and report the result in `/v1/jobs/{job_id}/verification`. The cache is not used.",
+    )
 
 
 class JobAccepted(ResponseBody):

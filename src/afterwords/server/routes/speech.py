@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from afterwords.audio.encoding import MEDIA_TYPES, Encoding
-from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat
+from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Verification
 from afterwords.server.auth import Credential, requires
 from afterwords.server.concurrency import while_connected
 from afterwords.server.records import Scope, StoredJob
@@ -196,6 +196,20 @@ async def job_audio(request: Request, job_id: JobId) -> Response:
             headers |= {"Location": url, "ETag": f'"{job.audio_sha256}"', "Cache-Control": "private, no-store"}
             return Response(None, 307, headers, media_type=MEDIA_TYPES[SpeechFormat.WAV])
     return await job_audio_response(request, job, headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/verification",
+    responses={
+        200: {"model": Verification},
+        **errors(_404="job_not_found, job_not_ready", _422="verification_unavailable, invalid_field"),
+    },
+)
+@requires(Credential.USER, Scope.SYNTHESIZE)
+async def job_verification(request: Request, job_id: JobId) -> Response:
+    """Return how the speech of a job compares with its text, if it was submitted with `verify`."""
+    synthesis = state_of(request).synthesis
+    return json_response(await synthesis.get_verification(await synthesis.get_job(caller_of(request), job_id)))
 
 
 @router.get(

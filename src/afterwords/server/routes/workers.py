@@ -33,7 +33,7 @@ from afterwords.server.dispatch.protocol import (
     WantedAnswer,
     WorkerVoices,
 )
-from afterwords.server.records import Claim, StoredJob
+from afterwords.server.records import Claim, ReportKind, StoredJob
 from afterwords.server.routes.responses import (
     JobId,
     context_of,
@@ -289,8 +289,19 @@ async def put_checkpoint(request: Request, job_id: JobId, version: PromptVersion
 @requires(Credential.ATTEMPT)
 async def put_timing(request: Request, job_id: JobId) -> Response:
     """Store when each character is spoken, before the audio is delivered."""
-    queue, timing = state_of(request).workers.queue, await request.body()
-    await queue.save_timing(await queue.find_claim(job_id, _attempt(request)), timing)
+    return await _save_report(request, job_id, "timing")
+
+
+@router.put("/v1/jobs/{job_id}/verification", include_in_schema=False)
+@requires(Credential.ATTEMPT)
+async def put_verification(request: Request, job_id: JobId) -> Response:
+    """Store how the speech compares with the text, before the audio is delivered."""
+    return await _save_report(request, job_id, "verification")
+
+
+async def _save_report(request: Request, job_id: str, kind: ReportKind) -> Response:
+    queue, report = state_of(request).workers.queue, await request.body()
+    await queue.save_report(await queue.find_claim(job_id, _attempt(request)), kind, report)
     return _ok()
 
 

@@ -19,13 +19,17 @@ from afterwords.server.concurrency import in_thread
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
 from afterwords.server.ports import Blobs, Clock, Store
-from afterwords.server.records import AttemptResult, FinishStatus, StoredJob, StoredVoice
+from afterwords.server.records import AttemptResult, FinishStatus, ReportKind, StoredJob, StoredVoice
 from afterwords.server.services.job_events import JobEvents
 from afterwords.text import max_speech_s
 
 INLINE_BYTES: Final = 1 << 20
 """WAV files up to this size are checked on the event loop, larger ones in a thread."""
 _STEP_BLOCKS: Final = 8
+_REPORT_MISSING: Final[dict[ReportKind, str]] = {
+    "timing": "timestamps_unavailable",
+    "verification": "verification_unavailable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,10 @@ class Completion:
             voice = await self.store.get_voice(job.voice_id, account_id=job.account_id)
             if voice is None:
                 raise StaleAttemptError(code="voice_deleted")
-            if job.timestamps and await self.store.get_timing(job_id) is None:  # the worker is an older one
-                await self._finish(job, AttemptResult(error="timestamps_unavailable"))
-                return
+            for kind in job.reports:
+                if await self.store.get_report(job_id, kind) is None:  # the worker is an older one
+                    await self._finish(job, AttemptResult(error=_REPORT_MISSING[kind]))
+                    return
             try:
                 audio = _MarkedAudio.from_wav(wav, job, voice)
                 digest = await audio.sha256()
@@ -86,7 +91,7 @@ class Completion:
                 synth_ms = max(0, round((self.clock.now() - job.created_at).total_seconds() * 1000))
             path = job_path(job_id, job.attempt)
             await self.blobs.put(path, audio)
-            if not job.timestamps:
+            if not job.reports:
                 await self.blobs.put(cache_path(job.voice_id, job.cache_key), audio, is_durable=False)
             reach("audio-stored")
             try:

@@ -13,10 +13,11 @@ from typing import Final
 from pydantic import ValidationError
 
 from afterwords.errors import AudioMissingError, InvalidRequestError, StaleAttemptError
-from afterwords.models import Alignment, JobStatus
+from afterwords.markup import parse
+from afterwords.models import Alignment, JobStatus, Verification
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
-from afterwords.server.records import Claim, StoredJob, StoredVoice
+from afterwords.server.records import Claim, ReportKind, StoredJob, StoredVoice
 from afterwords.server.services.completion import Completion
 from afterwords.server.services.recordings import Recordings
 from afterwords.server.services.signing import worker_token
@@ -136,15 +137,19 @@ class StoredJobQueue(Completion):
     async def save_checkpoint(self, claim: Claim, *, version: str, checkpoint: bytes) -> None:
         await self._save(claim, version, PromptKind.CHECKPOINT, checkpoint)
 
-    async def save_timing(self, claim: Claim, timing: bytes) -> None:
+    async def save_report(self, claim: Claim, kind: ReportKind, report: bytes) -> None:
         job = claim.job
         try:
-            alignment = Alignment.model_validate_json(timing)
+            if kind == "timing":
+                is_valid = "".join(Alignment.model_validate_json(report).characters) == job.text
+            else:
+                spoken = parse(job.text or "").text
+                is_valid = all(each.text in spoken for each in Verification.model_validate_json(report).sentences)
         except ValidationError:
-            alignment = None
-        if alignment is None or "".join(alignment.characters) != job.text:
-            raise InvalidRequestError.invalid_field("timing", rule="it must be the alignment of the text")
-        if not await self.store.save_timing(job.job_id, job.attempt, timing.decode()):
+            is_valid = False
+        if not is_valid:
+            raise InvalidRequestError.invalid_field(kind, rule="it must be about the text of the job")
+        if not await self.store.save_report(job.job_id, job.attempt, kind, report.decode()):
             raise StaleAttemptError
 
     async def _save(self, claim: Claim, version: str, kind: PromptKind, data: bytes) -> None:

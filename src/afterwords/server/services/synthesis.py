@@ -22,7 +22,7 @@ from afterwords.errors import (
     UnavailableError,
 )
 from afterwords.markup import parse
-from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, new_id, read_lexicon
+from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, Verification, new_id, read_lexicon
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
@@ -66,6 +66,12 @@ class SynthesisRequest:
     webhook_url: str | None = None
     timestamps: bool = False
     keeps_timing: bool = True
+    verify: bool = False
+
+    @property
+    def has_report(self) -> bool:
+        """Whether more than the audio is wanted. The cache, which keeps no text, has none of it."""
+        return self.timestamps or self.verify
 
     @property
     def digest(self) -> str:
@@ -79,7 +85,9 @@ class SynthesisRequest:
             self.seed,
             self.response_format,
             self.webhook_url,
-            *([True] if self.timestamps else []),  # without these, digests are those of earlier versions
+            # Without these, digests are those of earlier versions.
+            *([True] if self.timestamps else []),
+            *(["verify"] if self.verify else []),
             *([self.sample_rate] if self.sample_rate else []),
         ]
         return sha256(json.dumps(values).encode()).hexdigest()
@@ -180,6 +188,7 @@ class Synthesis:
         flight_key = key
         options = (
             ("t", request.timestamps),
+            ("v", request.verify),
             ("brief", not request.keeps_timing),
             (f"{request.sample_rate}", request.sample_rate),
         )
@@ -206,6 +215,7 @@ class Synthesis:
             webhook_url=request.webhook_url,
             timestamps=request.timestamps,
             keeps_timing=request.keeps_timing,
+            verify=request.verify,
             character_limit=caller.character_limit,
         )
         with span("submit", backend=backend):
@@ -265,8 +275,7 @@ class Synthesis:
     ) -> ResolvedRequest[T]:
         """Validate a request, choose its backend and language, and look for it in the cache.
 
-        The recording of the voice must exist unless the audio is cached. Speech with timestamps is not looked for: the
-        cache, which keeps no text, has none.
+        The recording of the voice must exist unless the audio is cached.
         """
         text = check_text(request.text)
         voice = await find_voice(self.store, caller, request.voice_id)
@@ -280,7 +289,7 @@ class Synthesis:
         backend, lang = request.backend or voice.backend, request.lang or voice.lang
         cached: T | None = None
         if (
-            backend not in self.catalog.backends and not request.timestamps
+            backend not in self.catalog.backends and not request.has_report
         ):  # its audio is kept, for example that of the hosted service
             key = make_key(lang=lang, backend=backend)
             cached = await find_cached(voice, key)
@@ -289,7 +298,7 @@ class Synthesis:
                 request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
             )
             key = make_key(lang=lang, backend=backend)
-            cached = None if request.timestamps else await find_cached(voice, key)
+            cached = None if request.has_report else await find_cached(voice, key)
         script = parse(text, lexicon=lexicon)
         left_out = self.dispatcher.unspoken(backend, script.text)
         if cached is None and not await self.recordings.exists(voice):
@@ -415,7 +424,7 @@ class Synthesis:
         code = "timestamps_unavailable"
         if job.status is not JobStatus.READY and job.error != code:
             raise NotFoundError(f"The job has no timestamps: its status is {job.status}.", code="job_not_ready")
-        if (timing := await self.store.get_timing(job.job_id)) is None:
+        if (timing := await self.store.get_report(job.job_id, "timing")) is None:
             why = "its worker can't find them" if job.timestamps else "it was submitted without them"
             raise UnavailableError(f"The job has no timestamps: {why}.", code=code)
         return Alignment.model_validate_json(timing)
@@ -430,6 +439,21 @@ class Synthesis:
             request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
         )
         return backend in self.dispatcher.timed
+
+    async def get_verification(self, job: StoredJob) -> Verification:
+        """Return how the speech of a job compares with its text.
+
+        Raises:
+            NotFoundError: The job is not ready.
+            UnavailableError: It was submitted without `verify`, or its worker can't verify.
+        """
+        code = "verification_unavailable"
+        if job.status is not JobStatus.READY and job.error != code:
+            raise NotFoundError(f"The job has no verification: its status is {job.status}.", code="job_not_ready")
+        if (report := await self.store.get_report(job.job_id, "verification")) is None:
+            why = "its worker can't verify speech" if job.verify else "it was submitted without `verify`"
+            raise UnavailableError(f"The job has no verification: {why}.", code=code)
+        return Verification.model_validate_json(report)
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a pending job, and refund it.

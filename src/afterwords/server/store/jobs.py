@@ -25,7 +25,16 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from afterwords.errors import LimitError, SubscriptionError, UnauthorizedError, VoiceNotFoundError
 from afterwords.models import JobStatus
 from afterwords.server.cache_key import cache_path, job_path
-from afterwords.server.records import Idempotency, NewJob, QueueLimits, QueueState, Quota, StoredJob, SubmittedJob
+from afterwords.server.records import (
+    Idempotency,
+    NewJob,
+    QueueLimits,
+    QueueState,
+    Quota,
+    ReportKind,
+    StoredJob,
+    SubmittedJob,
+)
 from afterwords.server.settings import Plan
 from afterwords.server.store import idempotency
 from afterwords.server.store import usage as usage_rows
@@ -93,6 +102,8 @@ _ADD_WEBHOOK = Insert(webhooks, webhooks.c.keys())
 def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
     """Return the UPDATE that makes jobs final, for `end`. The caller adds the condition."""
     values["timing"] = case((jobs.c.keeps_timing, jobs.c.timing), else_=None) if status is JobStatus.READY else None
+    if status is not JobStatus.READY:
+        values["verification"] = None
     return (
         update(jobs)
         .values(status=status, completed_at=bindparam("ended_at"), text=None, lease_expires=None, **values)
@@ -108,6 +119,7 @@ def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
             jobs.c.char_count,
             jobs.c.webhook_url,
             jobs.c.timestamps,
+            jobs.c.verify,
             jobs.c.audio_sha256,
             jobs.c.audio_bytes,
             jobs.c.synth_ms,
@@ -137,7 +149,7 @@ def end(
                 day=usage_rows.day_of(row.created_at),
                 characters=row.char_count,
             )
-        elif row.flight_key is not None and not row.timestamps:
+        elif row.flight_key is not None and not (row.timestamps or row.verify):
             entry = {
                 "voice_id": row.voice_id,
                 "cache_key": row.cache_key,
@@ -164,7 +176,13 @@ _MARK_AUDIO_LOST = (
     update(jobs)
     .where(jobs.c.job_id == bindparam("which"), jobs.c.status == JobStatus.READY)
     .values(
-        status=JobStatus.FAILED, error="audio_lost", audio_key=None, audio_sha256=None, audio_bytes=None, timing=None
+        status=JobStatus.FAILED,
+        error="audio_lost",
+        audio_key=None,
+        audio_sha256=None,
+        audio_bytes=None,
+        timing=None,
+        verification=None,
     )
     .returning(jobs.c.spending_id, jobs.c.period, jobs.c.created_at, jobs.c.char_count)
 )
@@ -222,6 +240,7 @@ def submit(
         text=job.text,
         timestamps=job.timestamps,
         sample_rate=job.sample_rate,
+        verify=job.verify,
     )
     return SubmittedJob(accepted, is_new=True, quota=quota)
 
@@ -322,8 +341,8 @@ def get(connection: Connection, job_id: str, *, account_id: str | None = None) -
     return StoredJob(*row) if row else None
 
 
-def get_timing(connection: Connection, job_id: str) -> str | None:
-    return connection.execute(select(jobs.c.timing).where(jobs.c.job_id == job_id)).scalar()
+def get_report(connection: Connection, job_id: str, kind: ReportKind) -> str | None:
+    return connection.execute(select(jobs.c[kind]).where(jobs.c.job_id == job_id)).scalar()
 
 
 def list_jobs(

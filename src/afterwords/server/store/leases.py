@@ -13,6 +13,7 @@ from sqlalchemy import (
     Integer,
     Row,
     Select,
+    Update,
     and_,
     bindparam,
     func,
@@ -23,7 +24,7 @@ from sqlalchemy import (
 )
 
 from afterwords.models import JobStatus
-from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, StoredJob
+from afterwords.server.records import AttemptResult, Claim, FinishStatus, ReapResult, ReportKind, StoredJob
 from afterwords.server.store import billing, preparations, voices
 from afterwords.server.store.jobs import JOB, end, ending, get
 from afterwords.server.store.locks import lock_account_of_job
@@ -70,6 +71,7 @@ _START = (
         lease_s=bindparam("length_s"),
         worker=bindparam("claimed_by"),
         timing=None,  # of an earlier attempt
+        verification=None,
     )
     .returning(*JOB)
 )
@@ -90,7 +92,10 @@ _IS_HELD = (
 _RENEW = update(jobs).where(*_IS_HELD).values(lease_expires=bindparam("expires"), lease_s=bindparam("length_s"))
 _REQUEUE = update(jobs).where(*_IS_HELD).values(lease_expires=None, worker=None)
 _RELEASE = _REQUEUE.values(returned=jobs.c.returned + 1)
-_SET_TIMING = update(jobs).where(*_IS_HELD, jobs.c.timestamps).values(timing=bindparam("found"))
+_SET_REPORT: dict[ReportKind, Update] = {
+    "timing": update(jobs).where(*_IS_HELD, jobs.c.timestamps).values(timing=bindparam("found")),
+    "verification": update(jobs).where(*_IS_HELD, jobs.c.verify).values(verification=bindparam("found")),
+}
 _HAS_ATTEMPTS = jobs.c.attempt - jobs.c.returned < bindparam("max_attempts")
 _FAIL_HELD = ending(JobStatus.FAILED, error=bindparam("code")).where(*_IS_HELD)
 
@@ -235,8 +240,8 @@ def finish(
     return FinishStatus.ALREADY if job.status.is_final else FinishStatus.STALE
 
 
-def save_timing(connection: Connection, job_id: str, attempt: int, timing: str) -> bool:
-    return connection.execute(_SET_TIMING, {"which": job_id, "number": attempt, "found": timing}).rowcount == 1
+def save_report(connection: Connection, job_id: str, attempt: int, kind: ReportKind, report: str) -> bool:
+    return connection.execute(_SET_REPORT[kind], {"which": job_id, "number": attempt, "found": report}).rowcount == 1
 
 
 def release(connection: Connection, job_id: str, attempt: int) -> bool:

@@ -278,6 +278,8 @@ jobs: Final = Table(
     Column("timing", VanishingText),  # with the text; NULL unless the job is ready, or about to be
     Column("sample_rate", Integer),  # in Hz, of the audio as clients get it; NULL: that of the backend
     Column("keeps_timing", Boolean, nullable=False, server_default=true()),  # or `timing` is removed with the text
+    Column("verify", Boolean, nullable=False, server_default=false()),  # requested, so `verification` is stored
+    Column("verification", VanishingText),  # as `timing`
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
     sqlite_autoincrement=True,

@@ -31,6 +31,7 @@ from afterwords.server.records import (
     QueueLimits,
     QueueState,
     ReapResult,
+    ReportKind,
     StoredCheckout,
     StoredConsent,
     StoredCustomer,
@@ -470,11 +471,11 @@ class SqlStore:
             leases.heartbeat, job_id, attempt, lease_s=lease_s, monotonic=self._clock.monotonic()
         )
 
-    async def save_timing(self, job_id: str, attempt: int, timing: str) -> bool:
-        return await self.database.write(leases.save_timing, job_id, attempt, timing)
+    async def save_report(self, job_id: str, attempt: int, kind: ReportKind, report: str) -> bool:
+        return await self.database.write(leases.save_report, job_id, attempt, kind, report)
 
-    async def get_timing(self, job_id: str) -> str | None:
-        return await self.database.read(jobs.get_timing, job_id)
+    async def get_report(self, job_id: str, kind: ReportKind) -> str | None:
+        return await self.database.read(jobs.get_report, job_id, kind)
 
     async def finish(self, job_id: str, attempt: int | None, result: AttemptResult) -> FinishStatus:
         status = await self.database.write(

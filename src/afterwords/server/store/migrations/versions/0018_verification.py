@@ -1,0 +1,18 @@
+"""Whether the speech of a job says its text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import op
+
+from afterwords.server.store.column_types import VanishingText
+
+revision: Final = "0018"
+down_revision: Final = "0017"
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("verify", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column("jobs", sa.Column("verification", VanishingText))
