@@ -477,6 +477,14 @@ class SpeechAttempt(Model):
     recognized: str = Field(repr=False, description="The words that were recognized.")
     word_error_rate: float = Field(ge=0, description="Words that differ, divided by the words of the sentence.")
     longest_error: int = Field(ge=0, description="Words in the longest run that differs.")
+    margin: float = Field(
+        ge=0,
+        description="How much better the recognized words explain the sound than the text, as a difference of "
+        "log-likelihoods; 0 if they are the same, and small if only their spelling differs.",
+    )
+    excess_s: float = Field(
+        description="Longest time that a word takes beyond what its length explains, in seconds: a sound without text."
+    )
     longest_silence_s: float = Field(ge=0, description="Longest silence within the sentence, in seconds.")
     s_per_character: float = Field(ge=0, description="Time per character without silences, at a speed of 1.")
     speaker_score: float | None = Field(

@@ -10,9 +10,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from io import StringIO
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ inventions for German, Spanish, Dutch and Hindi 0.36 to 0.69, unless it repeated
 _REPETITION_MAX = 2.4
 """Compression ratio above which Whisper considers its own text a loop."""
 _WHISPER_RATE = 16_000  # Hz; the only rate of Whisper
+_WHISPER_FRAMES = 3000  # of 10 ms, in its window
 _UNIT = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 _CLINGS = tuple("-'’‐‑")  # start of the second part of a word that Whisper splits, as in ill|-disposed
@@ -100,7 +102,7 @@ def transcribe(
         MissingExtraError: faster-whisper is not installed.
         UnavailableError: The model can't be loaded, does not know the language, or failed.
     """
-    whisper = _model(model or load_config().whisper or DEFAULT_MODEL, progress)
+    whisper = load_model(model, progress)
     progress(0.0, "transcribing")
     if lang not in (None, "en") and not whisper.model.is_multilingual:
         raise _failure(f"the Whisper model supports only English, not '{lang}'")
@@ -148,6 +150,77 @@ def _recognized(segments: Iterable[Any]) -> Iterator[Any]:
         yield from segments
     except Exception as error:
         raise _failure(_first_line(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """What was recognized in speech whose text is known.
+
+    Attributes:
+        words: The recognized words, with their times.
+        given: The words of the text for comparison: lowercase, without punctuation, split at hyphens.
+        recognized: The same of the recognized words.
+        differences: Runs that differ: from and to in `given`, from and to in `recognized`.
+        margin: How much better the recognized words explain the sound than the text, as a difference of
+            log-likelihoods in nats. About 0 to 5 if the text is spoken, also if its spelling differs.
+    """
+
+    words: tuple[Word, ...] = field(repr=False)
+    given: tuple[str, ...] = field(repr=False)
+    recognized: tuple[str, ...] = field(repr=False)
+    differences: tuple[tuple[int, int, int, int], ...]
+    margin: float
+
+
+def recognize(audio: Audio, text: str, *, lang: str, model: str | None = None) -> Recognition:
+    """Recognize speech of up to 30 s whose text is known, and compare both.
+
+    Recognition is greedy, since a search prefers fluent text and leaves out repetitions.
+
+    Args:
+        audio: Mono, at any rate.
+        text: What should be spoken.
+        lang: Its two-letter language code.
+        model: As for `transcribe`.
+
+    Raises:
+        MissingExtraError, UnavailableError: As for `transcribe`.
+    """
+    from faster_whisper.audio import pad_or_trim
+    from faster_whisper.tokenizer import Tokenizer
+
+    whisper = load_model(model)
+    if lang != "en" and not whisper.model.is_multilingual:
+        raise _failure(f"the Whisper model supports only English, not '{lang}'")
+    samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)
+    try:
+        options = {"language": lang, "temperature": 0.0, "condition_on_previous_text": False, "beam_size": 1}
+        found = list(whisper.transcribe(samples, word_timestamps=True, **options)[0])
+        words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
+        given, recognized = _all_pieces([text])[0], _all_pieces([word.text for word in words])[0]
+        runs = tuple(code[1:] for code in _opcodes(given, recognized) if code[0] != "equal")
+        make = partial(Recognition, words, tuple(given), tuple(recognized), runs)
+        if not runs:
+            return make(0.0)
+        tokenizer = Tokenizer(whisper.hf_tokenizer, whisper.model.is_multilingual, task="transcribe", language=lang)
+        features = whisper.feature_extractor(samples)[..., :-1]
+        encoded = whisper.encode(pad_or_trim(features, _WHISPER_FRAMES))
+        n_frames = min(features.shape[-1], _WHISPER_FRAMES)
+
+        def log_likelihood(spoken: str) -> float:
+            tokens = tokenizer.encode(f" {spoken.strip()}")
+            (aligned,) = whisper.model.align(encoded, tokenizer.sot_sequence, [tokens], n_frames)
+            return sum(log(max(probability, 1e-6)) for probability in aligned.text_token_probs)
+
+        margin = log_likelihood("".join(segment.text for segment in found)) - log_likelihood(text)
+    except Exception as error:
+        raise _failure(_first_line(error)) from error
+    return make(max(0.0, margin))
+
+
+def load_model(model: str | None = None, progress: Callable[[float, str], None] = lambda *_: None) -> WhisperModel:
+    """Return the model that `transcribe` uses, downloaded and loaded if needed; arguments and errors are the same."""
+    return _model(model or load_config().whisper or DEFAULT_MODEL, progress)
 
 
 def _model(name: str, progress: Callable[[float, str], None]) -> WhisperModel:

@@ -1,0 +1,261 @@
+"""Verified speech: each sentence is recognized, compared with its text, and spoken again if it has a fault.
+
+`speech.speak` has a SpeechChecker synthesize instead of the engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from importlib.util import find_spec
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Final
+
+from afterwords.audio.audio import Audio
+from afterwords.audio.effects import fade_from
+from afterwords.backends.base import Chunk, Engine, Progress, Reference, ignore_progress, unspoken
+from afterwords.errors import SynthesisError, TextError, UnavailableError, pip_install
+from afterwords.models import SentenceVerification, SpeechAttempt, SpeechFault, SpeechTask, Verification, WordTiming
+from afterwords.reference.transcription import Recognition, join_words, load_model, recognize
+from afterwords.text import LiveSplitter, expected_speech_s, is_speakable, pause_after_s
+
+if TYPE_CHECKING:
+    from afterwords.audio.wav import Samples
+
+ATTEMPTS: Final = 3
+"""The first one, and two with other seeds."""
+SILENCE_S: Final = 1.5
+MARGIN, MARGIN_PER_WORD, MARGIN_OF_WORDS = 10.0, 0.6, 4.0
+"""Limits of `Recognition.margin`: for any words, per word of a long sentence, and for several words that differ.
+whisper-tiny had up to 8 for a word of `lite` that it misunderstood; see benchmarks/verification.py."""
+EXTRA_WORDS: Final = 3
+"""Words that are too many: fewer may be another spelling."""
+PACE_MIN, PACE_MAX = 0.45, 2.2
+"""Limits of the duration without silences, relative to what the text should take."""
+SPEAKER_S: Final = 2.0
+"""Least speech for a speaker score; the encoder reads windows of 1.6 s."""
+SPEAKER_MIN: Final = 0.4
+EXCESS_S, EXCESS_PACE = 0.36, 0.075
+"""Limit of the time that a word takes longer than its characters, in seconds, and the time for each of these."""
+DIGIT_CHARS: Final = 5
+"""Characters of a digit or symbol that is read aloud."""
+_WIDENED_S: Final = 0.12  # by which the speech mask reaches into a silence
+
+
+class SpeechChecker:
+    """Synthesizes sentence by sentence, and checks each one.
+
+    Args:
+        reference: The recording of the voice. None: the speaker is not compared.
+
+    Raises:
+        UnavailableError: faster-whisper is not installed.
+    """
+
+    def __init__(self, reference: Reference | None) -> None:
+        if find_spec("faster_whisper") is None:
+            why = "The speech can't be verified: faster-whisper is not installed."
+            raise UnavailableError(why, code="verification_unavailable", hint=pip_install("transcribe"))
+        self._reference = reference
+        self._embedding: Samples | None = None
+        self._sentences: list[SentenceVerification] = []
+
+    def load(self, lang: str, progress: Progress = ignore_progress) -> None:
+        """Load the model that recognizes speech, which may have to be downloaded.
+
+        Raises:
+            UnavailableError: It can't be loaded, or does not know the language.
+        """
+        if lang != "en" and not load_model(progress=progress).model.is_multilingual:
+            why = f"The speech can't be verified: the Whisper model supports only English, not '{lang}'."
+            raise UnavailableError(why, code="verification_unavailable", hint="set AFTERWORDS_WHISPER to another one.")
+
+    @property
+    def verification(self) -> Verification:
+        """The result for the sentences so far."""
+        return Verification.of(self._sentences)
+
+    def synthesize(
+        self, engine: Engine, task: SpeechTask, *, start_s: float, speed: float
+    ) -> Generator[Chunk, None, None]:
+        """Yield the best attempt at each sentence, and empty chunks while it is looked for.
+
+        Args:
+            engine: The engine that speaks.
+            task: What it speaks.
+            start_s: Where the speech starts in the whole audio, in seconds.
+            speed: The speed to which it is changed.
+        """
+        import numpy as np
+
+        rate, n_samples, position, pause_s = engine.sample_rate, 0, 0, 0.0
+        splitter = LiveSplitter()
+        for unit in (*splitter.feed(task.text), *splitter.flush()):
+            sentence = unit.strip()
+            offset = position + unit.index(sentence)
+            position += len(unit)
+            text = _spoken_words(engine, sentence)
+            if not text:
+                continue
+            if n_samples:
+                silence = np.zeros(round(pause_s * rate), np.float32)
+                n_samples += len(silence)
+                yield Chunk(silence)
+            began_s = start_s + n_samples / rate / speed
+            chunks, attempts, kept = yield from self._attempt(engine, task.model_copy(update={"text": sentence}), text)
+            shift_s = n_samples / rate
+            for chunk in chunks:
+                n_samples += len(chunk.samples)
+                yield Chunk(chunk.samples, tuple(_moved(word, offset, shift_s) for word in chunk.words))
+            fade = fade_from(float(chunks[-1].samples[-1]), rate)
+            n_samples += len(fade)
+            yield Chunk(fade)
+            self._sentences.append(
+                SentenceVerification(
+                    text=sentence,
+                    start_s=began_s,
+                    end_s=start_s + n_samples / rate / speed,
+                    attempts=tuple(attempts),
+                    kept=kept,
+                )
+            )
+            pause_s = pause_after_s(unit)
+
+    def _attempt(
+        self, engine: Engine, task: SpeechTask, text: str
+    ) -> Generator[Chunk, None, tuple[list[Chunk], list[SpeechAttempt], int]]:
+        """Speak a sentence until it has no fault, at most ATTEMPTS times.
+
+        Returns:
+            The chunks of the best attempt, all attempts, and the index of the best one.
+        """
+        import numpy as np
+
+        nothing = np.zeros(0, np.float32)
+        spoken: list[tuple[list[Chunk], Samples]] = []
+        attempts: list[SpeechAttempt] = []
+        while len(attempts) < ATTEMPTS and (not attempts or attempts[-1].faults):
+            seed = task.seed if task.seed is None else (task.seed + len(attempts)) % 2**63
+            chunks: list[Chunk] = []
+            try:
+                with closing(engine.synthesize(task.model_copy(update={"seed": seed}))) as synthesized:
+                    for chunk in synthesized:
+                        chunks.append(chunk)
+                        yield Chunk(nothing)
+            except SynthesisError:
+                if not attempts:
+                    raise
+                break
+            samples = np.concatenate([nothing, *(chunk.samples for chunk in chunks)])
+            if spoken and np.array_equal(samples, spoken[-1][1]):
+                break  # the engine does not sample
+            spoken.append((chunks, samples))
+            attempts.append(self.check(Audio(samples, engine.sample_rate), text, lang=task.lang, seed=seed))
+            yield Chunk(nothing)
+        kept = min(range(len(attempts)), key=lambda at: (len(attempts[at].faults), attempts[at].margin))
+        return spoken[kept][0], attempts, kept
+
+    def check(self, audio: Audio, text: str, *, lang: str, seed: int | None = None) -> SpeechAttempt:
+        """Compare the speech of a sentence with its text."""
+        from afterwords.audio.analysis import HOP_S, speech_mask
+
+        found = recognize(audio, text, lang=lang)
+        is_speech = speech_mask(audio.samples, audio.sample_rate).tolist() if len(audio.samples) else []
+        speech_s = sum(is_speech) * HOP_S
+        silences = [sum(1 for _ in run) * HOP_S + _WIDENED_S for spoken, run in groupby(is_speech) if not spoken]
+        pace = speech_s / expected_speech_s(_read_aloud(text))
+        excess_s = _excess_s(found, is_speech, HOP_S)
+        score = self._speaker_score(audio) if speech_s >= SPEAKER_S else None
+        faults = _word_faults(found)
+        if max(silences, default=0.0) >= SILENCE_S:
+            faults.append(SpeechFault.SILENCE)
+        if not PACE_MIN <= pace <= PACE_MAX or excess_s > EXCESS_S:
+            faults.append(SpeechFault.DURATION)
+        if score is not None and score < SPEAKER_MIN:
+            faults.append(SpeechFault.SPEAKER)
+        errors = [max(last - first, end - start) for first, last, start, end in found.differences]
+        return SpeechAttempt(
+            seed=seed,
+            faults=tuple(faults),
+            recognized=join_words(word.text for word in found.words),
+            word_error_rate=round(sum(errors) / max(1, len(found.given)), 3),
+            longest_error=max(errors, default=0),
+            margin=round(found.margin, 2),
+            longest_silence_s=round(max(silences, default=0.0), 2),
+            excess_s=round(excess_s, 2),
+            s_per_character=round(speech_s / len(text), 4),
+            speaker_score=score,
+        )
+
+    def _speaker_score(self, audio: Audio) -> float | None:
+        if self._reference is None:
+            return None
+        from afterwords.backends.lite.speaker import embed
+
+        if self._embedding is None:
+            self._embedding = embed(self._reference.samples, self._reference.sample_rate)
+        return round(float(embed(audio.samples, audio.sample_rate) @ self._embedding), 3)
+
+
+def _word_faults(found: Recognition) -> list[SpeechFault]:
+    """Return what is wrong with the words.
+
+    Words that differ count only if the sound fits them clearly better than the text: what is misunderstood or spelled
+    in another way fits both.
+    """
+    given, recognized, runs = found.given, found.recognized, found.differences
+    faults = []
+    n_errors = sum(max(last - first, end - start) for first, last, start, end in runs)
+    n_extra = [end - start - (last - first) for first, last, start, end in runs if not _has_digit(given[first:last])]
+    limit = max(MARGIN, MARGIN_PER_WORD * len(given))
+    if (
+        found.margin > limit
+        or (found.margin > MARGIN_OF_WORDS and n_errors > 1)
+        or max(n_extra, default=0) >= EXTRA_WORDS
+    ):
+        faults.append(SpeechFault.WORDS)
+    missing = [place for place in runs if place[1] - place[0] > place[3] - place[2] and found.margin > MARGIN_OF_WORDS]
+    if any(first == 0 for first, *_ in missing):
+        faults.append(SpeechFault.MISSING_START)
+    if any(last == len(given) for _, last, *_ in missing):
+        faults.append(SpeechFault.MISSING_END)
+    in_text = Counter(pairwise(given))
+    if any(count > 1 and count > in_text[pair] for pair, count in Counter(pairwise(recognized)).items()):
+        faults.append(SpeechFault.REPETITION)
+    return faults
+
+
+def _excess_s(found: Recognition, is_speech: list[bool], hop_s: float) -> float:
+    """Return the longest time that a word takes beyond what its length explains, in seconds.
+
+    Speech recognition likes to leave out what does not fit: the words around it seem long then.
+    """
+    starts = [0, *(round(word.start_s / hop_s) for word in found.words[1:]), len(is_speech)]
+    lengths_s = [sum(is_speech[start:end]) * hop_s for start, end in pairwise(starts)]
+    n_chars = [len(_read_aloud(word.text)) + 1 for word in found.words]
+    pace = max(EXCESS_PACE, sum(lengths_s) / max(1, sum(n_chars)))
+    return max((length_s - pace * n for length_s, n in zip(lengths_s, n_chars, strict=False)), default=0.0)
+
+
+def _read_aloud(text: str) -> str:
+    """Return a text of about the length that it has with its digits and symbols written out."""
+    return "".join(c * DIGIT_CHARS if c.isdecimal() or c in "$€£%&" else c for c in text)
+
+
+def _has_digit(words: Iterable[str]) -> bool:
+    return any(character.isdecimal() for word in words for character in word)
+
+
+def _spoken_words(engine: Engine, sentence: str) -> str:
+    """Return a sentence without the words that the engine leaves out; empty if it can't speak any."""
+    try:
+        left_out = unspoken(engine, sentence) if is_speakable(sentence) else sentence.split()
+    except TextError:
+        return ""
+    return " ".join(word for word in sentence.split() if word not in left_out)
+
+
+def _moved(word: WordTiming, offset: int, shift_s: float) -> WordTiming:
+    times = {"start_s": word.start_s + shift_s, "end_s": word.end_s + shift_s}
+    return word.model_copy(update={"start": word.start + offset, **times})
