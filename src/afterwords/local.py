@@ -64,6 +64,7 @@ from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Aligner, Speech, speak, speak_live
+from afterwords.speech_check import SpeechChecker
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalize_lang
 
 if TYPE_CHECKING:
@@ -506,6 +507,7 @@ def say(
     speed: float = 1.0,
     seed: int | None = None,
     timestamps: bool = False,
+    verify: bool = False,
     progress: Progress = ignore_progress,
 ) -> Audio:
     """Speak a text with a voice of the library, and return the audio.
@@ -521,13 +523,16 @@ def say(
         seed: Makes a sampled result repeatable.
         timestamps: Set `alignment`: when each character and word is spoken. Backends other than lite need
             faster-whisper for it, which listens to the finished speech.
+        verify: Compare each sentence with its text by speech recognition (faster-whisper), speak a faulty one again
+            with another seed, at most twice, and keep the best; set `verification`. Sentences are the unit of the
+            stream then.
         progress: Called with a fraction and a step.
 
     Raises:
         TextError: The text can't be spoken.
         VoiceNotFoundError, InvalidInputError: The voice is unknown or ambiguous.
         UnsupportedLangError: The backend does not speak the language.
-        UnavailableError: No engine can run on this machine, or timestamps need faster-whisper.
+        UnavailableError: No engine can run on this machine, or timestamps or `verify` need faster-whisper.
         SynthesisError: The engine failed.
     """
     return stream(
@@ -539,6 +544,7 @@ def say(
         speed=speed,
         seed=seed,
         timestamps=timestamps,
+        verify=verify,
         progress=progress,
     ).audio()
 
@@ -553,6 +559,7 @@ def stream(
     speed: float = 1.0,
     seed: int | None = None,
     timestamps: bool = False,
+    verify: bool = False,
     progress: Progress = ignore_progress,
 ) -> Speech:
     """Speak a text like `say`, but while it is read: iterate over the result for its chunks.
@@ -564,8 +571,9 @@ def stream(
     given = text if isinstance(text, str) else ""
     if isinstance(text, str):
         text = check_text(text, max_chars=MAX_LOCAL_CHARS)
-    elif timestamps:
-        raise InvalidOptionError.for_option("timestamps", value=True, allowed="False for a text that is being written")
+    elif timestamps or verify:
+        name = "timestamps" if timestamps else "verify"
+        raise InvalidOptionError.for_option(name, value=True, allowed="False for a text that is being written")
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
     speaker = _find_voice(voices, voice, emotion)
@@ -581,6 +589,10 @@ def stream(
     notices = script.notices if script else ()
     if (used or speaker.emotion) and not continues_recording(engine):
         notices += (f"{chosen.name} keeps the timbre of a take, but not its emotion.",)
+    checker = None
+    if verify:
+        checker = SpeechChecker(_reference(voices, speaker))
+        checker.load(lang, progress)
     if words := unspoken(engine, script.text) if script else []:
         _warn_left_out(chosen.name)
     for notice in notices:
@@ -609,11 +621,12 @@ def stream(
         for emotion, take in used.items()
     }
     return make_speech(
-        speak(engine, task, options.speed, progress, script=script, takes=other_takes),
+        speak(engine, task, options.speed, progress, script=script, takes=other_takes, checker=checker),
         left_out=tuple(words),
         notices=notices,
         _aligner=Aligner(engine, task, given, script) if timestamps else None,
         _progress=progress,
+        _checker=checker,
     )
 
 
@@ -753,7 +766,11 @@ def _get_prompt(voices: Library, voice: Voice, engine: Engine, backend: str, pro
     key = prompt_key(backend, engine.prompt_version, is_fast=False)
     prompt = find_equal_prompt(voices, voice, key)
     if prompt is None:
-        samples, sample_rate = read_wav(voices.reference(voice), source=f"the reference of {voice.name}")
-        prompt = engine.prepare(Reference(samples, sample_rate, voice.ref_text, voice.lang), progress)
+        prompt = engine.prepare(_reference(voices, voice), progress)
     voices.save_prompt(voice, key, prompt)
     return prompt
+
+
+def _reference(voices: Library, voice: Voice) -> Reference:
+    samples, sample_rate = read_wav(voices.reference(voice), source=f"the reference of {voice.name}")
+    return Reference(samples, sample_rate, voice.ref_text, voice.lang)

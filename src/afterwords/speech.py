@@ -26,10 +26,12 @@ from afterwords.models import (
     SpeechFormat,
     SpeechResult,
     SpeechTask,
+    Verification,
     Voice,
     WordTiming,
 )
 from afterwords.reference.transcription import align, check_aligner
+from afterwords.speech_check import SpeechChecker
 from afterwords.text import pause_after_s, split_live
 
 
@@ -113,6 +115,7 @@ class Speech:
         left_out: Words of the text that the backend can't speak.
         notices: Sentences about markup of the text that is spoken as text or ignored.
         alignment: When each character is spoken, once everything was read, if timestamps were requested.
+        verification: How the speech compares with the text, once everything was read, if that was requested.
     """
 
     voice: Voice
@@ -125,8 +128,10 @@ class Speech:
     left_out: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
     alignment: Alignment | None = field(default=None, init=False, repr=False)
+    verification: Verification | None = field(default=None, init=False, repr=False)
     _aligner: Aligner | None = field(default=None, repr=False)
     _progress: Progress = field(default=ignore_progress, repr=False)
+    _checker: SpeechChecker | None = field(default=None, repr=False)
     _is_started: bool = field(default=False, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -141,7 +146,7 @@ class Speech:
 
         parts = [chunk.samples for chunk in self]
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return Audio(samples, self.sample_rate, self.tags, alignment=self.alignment)
+        return Audio(samples, self.sample_rate, self.tags, alignment=self.alignment, verification=self.verification)
 
     def save(self, path: Path | str, *, format: SpeechFormat | FormatName | None = None) -> Path:
         """Write the speech to a file while it is generated, and return the path. The file appears when it is complete.
@@ -166,7 +171,7 @@ class Speech:
         try:
             for chunk in self._chunks:
                 ready = time.perf_counter()
-                if first_ms is None:
+                if first_ms is None and len(chunk.samples):
                     first_ms = round((ready - started) * 1000)
                 n_samples += len(chunk.samples)
                 if self._aligner:
@@ -175,6 +180,7 @@ class Speech:
                 waited_s += time.perf_counter() - ready
         finally:
             self._chunks.close()
+        self.verification = self._checker.verification if self._checker else None
         if self._aligner:
             self.alignment = self._aligner.alignment(self._progress)
         self.result = SpeechResult(
@@ -194,6 +200,7 @@ def speak(
     *,
     script: Script | None = None,
     takes: Mapping[str, SpeechTask] | None = None,
+    checker: SpeechChecker | None = None,
 ) -> Generator[Chunk, None, None]:
     """Generate the chunks of a task, whose text may have markup, at a speed.
 
@@ -207,6 +214,7 @@ def speak(
         progress: Called with the progress.
         script: The markup of the text; None reads it.
         takes: The same task with the prompt of another take of the voice, by emotion.
+        checker: Verifies each sentence; there are empty chunks while it works.
 
     Raises:
         TextError: As for `parse`.
@@ -233,7 +241,7 @@ def speak(
             .model_copy(update={"text": segment.text, "pronunciations": segment.pronunciations, "lexicon": ()})
         )
         rate = min(SPEED_MAX, max(SPEED_MIN, speed * segment.rate))
-        with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate)) as chunks:
+        with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate, checker)) as chunks:
             for chunk in chunks:
                 n_samples += len(chunk.samples)
                 last = float(chunk.samples[-1]) if len(chunk.samples) else last
@@ -242,9 +250,11 @@ def speak(
     progress(1.0, "done")
 
 
-def _speak_segment(engine: Engine, task: SpeechTask, speed: float, start_s: float) -> Generator[Chunk, None, None]:
+def _speak_segment(
+    engine: Engine, task: SpeechTask, speed: float, start_s: float, checker: SpeechChecker | None
+) -> Generator[Chunk, None, None]:
     """Generate the chunks of a text without markup that begins at a time."""
-    chunks = engine.synthesize(task)
+    chunks = checker.synthesize(engine, task, start_s=start_s, speed=speed) if checker else engine.synthesize(task)
     words: list[WordTiming] = []  # of the chunks that were read, with times at the engine's speed
 
     def samples_of_chunks() -> Iterator[Samples]:

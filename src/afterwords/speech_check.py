@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS: Final = 3
 """The first one, and two with other seeds."""
-SILENCE_S: Final = 1.5
+SILENCE_S: Final = 1.4
+"""Limit of silences, for which the speech mask allows an error of 0.1 s: 1.5 s are found."""
 MARGIN, MARGIN_PER_WORD, MARGIN_OF_WORDS = 10.0, 0.6, 4.0
 """Limits of `Recognition.margin`: for any words, per word of a long sentence, and for several words that differ.
 whisper-tiny had up to 8 for a word of `lite` that it misunderstood; see benchmarks/verification.py."""

@@ -30,6 +30,7 @@ from afterwords.errors import AfterwordsError
 from afterwords.models import Alignment, LexiconEntry, SpeechResult, SpeechTask, WordTiming
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import Aligner, speak
+from afterwords.speech_check import SpeechChecker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +111,10 @@ class Worker:
         return self._engines[backend]
 
     def speak(self, work: Work, cancelled: Event, send: Send) -> dict[str, Any]:
-        """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, `audio`, `timing`.
+        """Speak, and send messages meanwhile: `preparing` and `checkpoint`, then `speaking`, `audio`, `report`.
 
-        Before `timing`, there are `aligning` messages if the words have to be recognized.
+        Before a report about the times, there are `aligning` messages if the words have to be recognized. While
+        sentences are verified, there are `verifying` messages.
 
         Args:
             cancelled: Set by another thread to stop.
@@ -138,10 +140,16 @@ class Worker:
                 for pcm in stream:
                     if cancelled.is_set():
                         return {}
+                    if not pcm and work.verify:
+                        send("verifying")
+                        continue
                     words = [word.model_dump() for word in stream.words]
                     send("audio", pcm, sample_rate=stream.sample_rate, **({"words": words} if stream.is_timed else {}))
                 if stream.timing is not None:
                     send("report", stream.timing, report="timing")
+                if stream.checker is not None:
+                    report = stream.checker.verification.model_dump_json().encode()
+                    send("report", report, report="verification")
             return {"synth_ms": stream.result.synth_ms} if stream.result else {}
         except UtteranceCancelledError:
             return {}
@@ -183,10 +191,15 @@ class Worker:
             RecordingError: The reference can't be used.
             InvalidInputError, BackendUnavailableError: The backend can't run here.
             InvalidPromptError: The engine can't read the prompt.
-            UnavailableError: The timestamps can't be found here.
+            UnavailableError: The timestamps can't be found here, or speech can't be verified.
         """
         assert work.text is not None, "there is a text to speak"
         engine = self.engine(work.backend)
+        checker = None
+        if work.verify:
+            assert work.reference is not None, "fetched by the attempt"
+            checker = SpeechChecker(Reference(*read_wav(work.reference, source="the reference")))
+            checker.load(work.lang, progress)
         new_prompt = None
         if work.prompt is not None:
             engine.describe(work.prompt)  # it may come from anyone, with a voice
@@ -203,7 +216,15 @@ class Worker:
             lexicon=tuple(map(LexiconEntry.model_validate, work.lexicon)),
         )
         aligner = Aligner(engine, task, work.text) if work.timestamps else None
-        return PcmStream(engine, task, speed=work.speed, new_prompt=new_prompt, aligner=aligner, aligning=aligning)
+        return PcmStream(
+            engine,
+            task,
+            speed=work.speed,
+            new_prompt=new_prompt,
+            aligner=aligner,
+            aligning=aligning,
+            checker=checker,
+        )
 
 
 class PcmStream:
@@ -216,6 +237,7 @@ class PcmStream:
         words: Words in the PCM that was read last, if it is timed.
         result: The figures, once all was read.
         timing: An `Alignment` as JSON, once all was read; None if there is no aligner.
+        checker: It has the verification, once all was read; None if the speech is not verified.
     """
 
     def __init__(
@@ -227,6 +249,7 @@ class PcmStream:
         new_prompt: bytes | None,
         aligner: Aligner | None = None,
         aligning: Progress = ignore_progress,
+        checker: SpeechChecker | None = None,
     ) -> None:
         self.sample_rate = engine.sample_rate
         self.new_prompt = new_prompt
@@ -236,7 +259,8 @@ class PcmStream:
         self.timing: bytes | None = None
         self._aligner, self._aligning = aligner, aligning
         self._backend = task.backend
-        self._chunks = speak(engine, task, speed, ignore_progress)
+        self.checker = checker
+        self._chunks = speak(engine, task, speed, ignore_progress, checker=checker)
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield PCM as it is synthesized.
@@ -251,7 +275,7 @@ class PcmStream:
         for chunk in self._chunks:
             pcm = pcm16(chunk.samples)
             work_s += time.perf_counter() - started
-            if first_audio_ms is None:
+            if first_audio_ms is None and pcm:
                 first_audio_ms = round(work_s * 1000)
             n_frames += len(chunk.samples)
             if self._aligner:
