@@ -170,8 +170,10 @@ class Speech:
         waited_s = 0.0
         try:
             for chunk in self._chunks:
+                if self._checker and not len(chunk.samples):
+                    continue
                 ready = time.perf_counter()
-                if first_ms is None and len(chunk.samples):
+                if first_ms is None:
                     first_ms = round((ready - started) * 1000)
                 n_samples += len(chunk.samples)
                 if self._aligner:

@@ -36,7 +36,8 @@ PACE_MIN, PACE_MAX = 0.45, 2.2
 """Limits of the duration without silences, relative to what the text should take."""
 SPEAKER_S: Final = 2.0
 """Least speech for a speaker score; the encoder reads windows of 1.6 s."""
-SPEAKER_MIN: Final = 0.4
+SPEAKER_MIN: Final = 0.55
+"""Limit of the similarity: sentences of `lite` for the shipped recording have 0.74 and more, other people 0.48 to 0.58."""
 EXCESS_S, EXCESS_PACE = 0.36, 0.075
 """Limit of the time that a word takes longer than its characters, in seconds, and the time for each of these."""
 DIGIT_CHARS: Final = 5
@@ -68,7 +69,8 @@ class SpeechChecker:
         Raises:
             UnavailableError: It can't be loaded, or does not know the language.
         """
-        if lang != "en" and not load_model(progress=progress).model.is_multilingual:
+        whisper = load_model(progress=progress)
+        if lang != "en" and not whisper.model.is_multilingual:
             why = f"The speech can't be verified: the Whisper model supports only English, not '{lang}'."
             raise UnavailableError(why, code="verification_unavailable", hint="set AFTERWORDS_WHISPER to another one.")
 
@@ -109,14 +111,15 @@ class SpeechChecker:
             for chunk in chunks:
                 n_samples += len(chunk.samples)
                 yield Chunk(chunk.samples, tuple(_moved(word, offset, shift_s) for word in chunk.words))
-            fade = fade_from(float(chunks[-1].samples[-1]), rate)
+            last = next((chunk.samples[-1] for chunk in reversed(chunks) if len(chunk.samples)), 0.0)
+            fade = fade_from(float(last), rate)
             n_samples += len(fade)
             yield Chunk(fade)
             self._sentences.append(
                 SentenceVerification(
                     text=sentence,
-                    start_s=began_s,
-                    end_s=start_s + n_samples / rate / speed,
+                    start_s=round(began_s, 3),
+                    end_s=round(start_s + n_samples / rate / speed, 3),
                     attempts=tuple(attempts),
                     kept=kept,
                 )
@@ -162,7 +165,7 @@ class SpeechChecker:
         from afterwords.audio.analysis import HOP_S, speech_mask
 
         found = recognize(audio, text, lang=lang)
-        is_speech = speech_mask(audio.samples, audio.sample_rate).tolist() if len(audio.samples) else []
+        is_speech = speech_mask(audio.samples, audio.sample_rate).tolist() if audio.duration_s > HOP_S else []
         speech_s = sum(is_speech) * HOP_S
         silences = [sum(1 for _ in run) * HOP_S + _WIDENED_S for spoken, run in groupby(is_speech) if not spoken]
         pace = speech_s / expected_speech_s(_read_aloud(text))

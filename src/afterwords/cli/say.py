@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import AudioOutput
     from afterwords.client import Client, LiveSpeech, RemoteJob, RemoteSpeech
-    from afterwords.models import Alignment, SpeechOptions, Voice
+    from afterwords.models import Alignment, SpeechOptions, Verification, Voice
     from afterwords.speech import Speech
 
 Text = Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")]
@@ -67,6 +67,15 @@ Timing = Annotated[
     Path | None,
     typer.Option("--timing", help="JSON file to write, with the times of characters and words. (--json is the result)"),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Compare each sentence with its text by speech recognition, and speak a faulty one again, at most twice. "
+        "The exit code is 1 if one stays faulty.",
+    ),
+]
+Report = Annotated[Path | None, typer.Option("--report", help="JSON file to write, with the result of --verify.")]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -93,6 +102,8 @@ class SayRequest:
     destination: AudioOutput | None
     is_played: bool
     timing: dict[str, Path]
+    verify: bool
+    report: Path | None
 
 
 def say(
@@ -110,6 +121,8 @@ def say(
     srt: Srt = None,
     vtt: Vtt = None,
     timing: Timing = None,
+    verify: Verify = False,
+    report: Report = None,
     remote: Remote = False,
     profile: Profile = None,
     timeout: Timeout = None,
@@ -123,9 +136,12 @@ def say(
             "say needs exactly one text.", hint="give it once: in quotes, as - for stdin, or with --file FILE."
         )
     times: dict[str, Path | None] = {"--srt": srt, "--vtt": vtt, "--timing": timing}
-    ways_out = {"--out": out, "--format": format, "--play/--no-play": play, **times, "--timeout": timeout}
+    checks = {"--verify": verify or None, "--report": report}
+    ways_out = {"--out": out, "--format": format, "--play/--no-play": play, **times, **checks, "--timeout": timeout}
+    if report and not verify:
+        raise output.UsageError("--report writes the result of --verify.", hint="add --verify, or remove --report.")
     if live:
-        _check_live(text, needs_whole=dry_run or any(times.values()) or timeout is not None)
+        _check_live(text, needs_whole=dry_run or any(times.values()) or verify or timeout is not None)
     if dry_run and (useless := [name for name, value in ways_out.items() if value is not None]):
         raise output.UsageError(
             f"--dry-run writes and plays nothing, so it can't be combined with {', '.join(useless)}.",
@@ -153,8 +169,10 @@ def say(
         parse_output(out, format) if out is not None else None,
         is_played,
         {name.removeprefix("--"): value for name, value in times.items() if value is not None},
+        verify,
+        report,
     )
-    for path in request.timing.values():
+    for path in (*request.timing.values(), *([report] if report else [])):
         check_writable(path)
     with output.without_text_warnings():
         if dry_run:
@@ -172,7 +190,7 @@ def _check_live(text: str | None, *, needs_whole: bool) -> None:
         )
     if needs_whole:
         raise output.UsageError(
-            "--dry-run, --srt, --vtt, --timing and --timeout need the whole text, which --live does not have.",
+            "--dry-run, --srt, --vtt, --timing, --verify and --timeout need the whole text, which --live lacks.",
             hint="remove --live.",
         )
 
@@ -190,6 +208,8 @@ def _print_result(request: SayRequest, facts: dict[str, Any], detail: str, *, as
     if destination and name is not None and destination.is_tagged:
         output.note_how_to_listen(option_value(name))
         output.note(f"Next: afterwords verify {output.quoted(option_value(name))}")
+    if request.verify and not facts["verification"]["has_passed"]:
+        raise typer.Exit(1)
 
 
 def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_json: bool) -> None:
@@ -255,6 +275,7 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
             emotion=emotion,
             **options.model_dump(),
             timestamps=bool(request.timing),
+            verify=request.verify,
             progress=progress,
         )
         samples = _SampleStream(speech, request.destination, stack)
@@ -277,6 +298,7 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         "real_time_factor": round(done.real_time_factor, 3),
         **done.model_dump(mode="json"),
         **{kind: str(path) for kind, path in request.timing.items()},
+        **_report(speech.verification, request),
     }
     _note_all(speech.notices)
     if speech.backend != speech.voice.backend:
@@ -287,6 +309,25 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
 def _note_all(notices: Sequence[str]) -> None:
     for notice in notices:
         output.note(f"[yellow]![/yellow] {output.shown(notice)}")
+
+
+def _report(verification: Verification | None, request: SayRequest) -> dict[str, Any]:
+    """Name the sentences that have a fault, write the report, and return it for the result."""
+    from afterwords.audio.output import write_atomically
+
+    if verification is None:
+        return {}
+    if request.report:
+        write_atomically(request.report, verification.model_dump_json(indent=2).encode())
+    for number, sentence in enumerate(verification.sentences, 1):
+        if sentence.faults:
+            faults = ", ".join(fault.replace("_", " ") for fault in sentence.faults)
+            tries = f"after {len(sentence.attempts)} attempts" if len(sentence.attempts) > 1 else "in its only attempt"
+            output.note(
+                f"[yellow]![/yellow] Sentence {number}, at {output.duration(sentence.start_s)}, has faults {tries}: "
+                f"{faults}. {output.shown(sentence.text)}"
+            )
+    return {"verification": verification.model_dump(mode="json")}
 
 
 def _write_times(alignment: Alignment, files: dict[str, Path]) -> None:
@@ -321,8 +362,8 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
             with ExitStack() as stack:
                 with output.waiting("waiting for the speech"):
                     if isinstance(text, str):
-                        stream = client.stream(text, voice=voice, timestamps=bool(request.timing), **options)
-                        done = stack.enter_context(stream)
+                        options |= {"timestamps": bool(request.timing), "verify": request.verify}
+                        done = stack.enter_context(client.stream(text, voice=voice, **options))
                     else:
                         done = stack.enter_context(client.speak(text, voice=voice, **options))
                 samples = _SampleStream(done, request.destination, stack)
@@ -336,8 +377,11 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
             duration_s = samples.duration_s
         else:
             done, duration_s = _download_speech(client, request, voice, profile, timeout_s)
-        if request.timing:
+        verification = None
+        if request.timing or request.verify:
             job = client.jobs.wait(str(done.job_id), timeout_s=timeout_s)  # a stream ends before its job
+            verification = job.verification() if request.verify else None
+        if request.timing:
             _write_times(job.alignment(), request.timing)
     facts = {
         "file": request.destination.file if request.destination else None,
@@ -349,6 +393,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         "duration_s": None if duration_s is None else round(duration_s, 3),
         "left_out": list(done.left_out),
         **{kind: str(path) for kind, path in request.timing.items()},
+        **_report(verification, request),
     }
     return facts, ", ".join(filter(None, (done.backend, "from the cache, free of charge" if done.is_cached else "")))
 
@@ -389,7 +434,7 @@ def _download_speech(
     from afterwords.models import SpeechFormat
 
     destination, options = request.destination, request.options
-    fields = {**options.model_dump(), "timestamps": bool(request.timing)}
+    fields = {**options.model_dump(), "timestamps": bool(request.timing), "verify": request.verify}
     assert isinstance(request.text, str), "a live text has no job"
     assert destination is not None, "speech that is not played has an output"
     listing = command("jobs", "list", profile=profile)
@@ -403,6 +448,7 @@ def _download_speech(
                 or options.speed != 1
                 or options.seed is not None
                 or request.timing
+                or request.verify
             ):
                 raise
             job = client.synthesize(request.text, voice=voice, **fields)  # converted below

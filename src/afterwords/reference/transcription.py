@@ -45,6 +45,8 @@ _REPETITION_MAX = 2.4
 """Compression ratio above which Whisper considers its own text a loop."""
 _WHISPER_RATE = 16_000  # Hz; the only rate of Whisper
 _WHISPER_FRAMES = 3000  # of 10 ms, in its window
+_WINDOW_S = 30.0
+_MARGIN_PER_WORD = 3.0  # nats; between those of words that are misunderstood and of words that are other ones
 _UNIT = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 _CLINGS = tuple("-'’‐‑")  # start of the second part of a word that Whisper splits, as in ill|-disposed
@@ -173,9 +175,10 @@ class Recognition:
 
 
 def recognize(audio: Audio, text: str, *, lang: str, model: str | None = None) -> Recognition:
-    """Recognize speech of up to 30 s whose text is known, and compare both.
+    """Recognize speech whose text is known, and compare both.
 
-    Recognition is greedy, since a search prefers fluent text and leaves out repetitions.
+    Recognition is greedy, since a search prefers fluent text and leaves out repetitions. The margin of speech over
+    30 s, the window of the model, is estimated by the number of words.
 
     Args:
         audio: Mono, at any rate.
@@ -202,6 +205,8 @@ def recognize(audio: Audio, text: str, *, lang: str, model: str | None = None) -
         make = partial(Recognition, words, tuple(given), tuple(recognized), runs)
         if not runs:
             return make(0.0)
+        if audio.duration_s > _WINDOW_S:
+            return make(_MARGIN_PER_WORD * sum(max(last - first, end - start) for first, last, start, end in runs))
         tokenizer = Tokenizer(whisper.hf_tokenizer, whisper.model.is_multilingual, task="transcribe", language=lang)
         features = whisper.feature_extractor(samples)[..., :-1]
         encoded = whisper.encode(pad_or_trim(features, _WHISPER_FRAMES))
