@@ -34,7 +34,7 @@ STATUSES = {
     (410, 4): "voice_deleted",
     (413, 5): "request_too_large",
     (416, 5): "range_not_satisfiable",
-    (422, 1): "timestamps_unavailable",
+    (422, 1): "timestamps_unavailable verification_unavailable",
     (422, 2): "voice_required",
     (422, 5): "bad_bits bad_block_align bad_channels bad_content_type bad_sample_rate consent_required "
     "control_character damaged_audio empty_data empty_text file_too_large invalid_audio invalid_backend "

@@ -332,7 +332,7 @@ class UnavailableError(AfterwordsError, code="unavailable", http_status=503):
             hint="type the transcript with --text, or set AFTERWORDS_WHISPER to the folder of a faster-whisper model."
         ),
         "timestamps_unavailable": Code(422),
-        "verification_unavailable": Code(422),
+        "verification_unavailable": Code(422, hint="set AFTERWORDS_WHISPER to the folder of a faster-whisper model."),
     }
 
 

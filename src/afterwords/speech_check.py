@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final
@@ -50,15 +51,9 @@ class SpeechChecker:
 
     Args:
         reference: The recording of the voice. None: the speaker is not compared.
-
-    Raises:
-        UnavailableError: faster-whisper is not installed.
     """
 
     def __init__(self, reference: Reference | None) -> None:
-        if find_spec("faster_whisper") is None:
-            why = "The speech can't be verified: faster-whisper is not installed."
-            raise UnavailableError(why, code="verification_unavailable", hint=pip_install("transcribe"))
         self._reference = reference
         self._embedding: Samples | None = None
         self._sentences: list[SentenceVerification] = []
@@ -67,12 +62,19 @@ class SpeechChecker:
         """Load the model that recognizes speech, which may have to be downloaded.
 
         Raises:
-            UnavailableError: It can't be loaded, or does not know the language.
+            UnavailableError: It can't be loaded, or does not know the language; or faster-whisper is not installed.
         """
-        whisper = load_model(progress=progress)
+        fail = partial(UnavailableError, code="verification_unavailable")
+        if find_spec("faster_whisper") is None:
+            why = "The speech can't be verified: faster-whisper is not installed."
+            raise fail(why, hint=pip_install("transcribe"))
+        try:
+            whisper = load_model(progress=progress)
+        except UnavailableError as error:
+            raise fail(error.message.replace("recording can't be transcribed", "speech can't be verified")) from error
         if lang != "en" and not whisper.model.is_multilingual:
             why = f"The speech can't be verified: the Whisper model supports only English, not '{lang}'."
-            raise UnavailableError(why, code="verification_unavailable", hint="set AFTERWORDS_WHISPER to another one.")
+            raise fail(why, hint="set AFTERWORDS_WHISPER to the folder of a multilingual model.")
 
     @property
     def verification(self) -> Verification:

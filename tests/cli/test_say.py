@@ -129,6 +129,17 @@ def test_subtitles_need_no_audio_file(tmp_path: Path) -> None:
     assert "a.srt" in list_files(tmp_path)
 
 
+@pytest.mark.usefixtures("whisper")
+def test_faulty_speech_is_kept_and_named(tmp_path: Path) -> None:
+    done = run("say", TEXT, "-o", "a.wav", "--verify", "--report", "report.json", "--json", cwd=tmp_path)
+    assert done.code == 1, "a tone says nothing"
+    assert "Sentence 1, at 0.0 s, has faults in its only attempt: words" in done.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert json.loads(done.out)["verification"] == report
+    assert [sentence["text"] for sentence in report["sentences"]] == [TEXT]
+    assert (tmp_path / "a.wav").exists()
+
+
 def test_unwritable_subtitles_are_refused_before_speaking(tmp_path: Path) -> None:
     run("say", TEXT, "-o", "a.wav", "--srt", "nowhere/a.srt", cwd=tmp_path).expect_error(5, "unwritable_output")
     assert "a.wav" not in list_files(tmp_path)

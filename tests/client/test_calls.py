@@ -26,6 +26,7 @@ from afterwords.errors import (
     NotFoundError,
     RecordingError,
     UnauthorizedError,
+    UnavailableError,
     VoiceNotFoundError,
 )
 from afterwords.models import FormatName, JobStatus
@@ -162,6 +163,11 @@ class TestSpeech:
         assert "".join(audio.alignment.characters) == "With its times."
         assert audio.alignment.end_s[-1] == pytest.approx(audio.duration_s, abs=0.01)
         assert client.say("With its times.", voice=voice).alignment is None
+
+    def test_unverified_job_has_no_report(self, client: Client, voice: Voice) -> None:
+        job = client.synthesize("It is not verified.", voice=voice).wait()
+        with pytest.raises(UnavailableError, check=has_code("verification_unavailable")):
+            job.verification()
 
     def test_say_returns_marked_audio(self, client: Client, voice: Voice) -> None:
         audio = client.say(TEXT, voice="me")

@@ -294,6 +294,8 @@ def test_own_ids_are_found(served: Served, method: str, path: str) -> None:
         assert answer.json()["error"]["code"] == "job_final"
     elif path == "/v1/jobs/{job_id}/timestamps":  # it was submitted without them
         assert answer.json()["error"]["code"] == "timestamps_unavailable"
+    elif path == "/v1/jobs/{job_id}/verification":
+        assert answer.json()["error"]["code"] == "verification_unavailable"
     else:
         assert answer.is_success, answer.text
 

@@ -103,6 +103,42 @@ def test_remote_workers_report_timestamps(world: World) -> None:
     assert (job["status"], job["error"]) == ("failed", "timestamps_unavailable")
 
 
+def test_workers_report_verified_speech(world: World) -> None:
+    attempt = {"seed": 7, "faults": ["silence"], "recognized": "Is it", "word_error_rate": 0.5, "longest_error": 1}
+    attempt |= {"margin": 3.0, "excess_s": 0.1, "longest_silence_s": 1.6, "s_per_character": 0.06}
+    used = world.client.get("/v1/usage").json()["characters"]
+    for text, report_text, error in (
+        ("Is it so?", "Is it so?", None),
+        ("Is it not?", None, "verification_unavailable"),
+    ):
+        job_id = submit_text(world.client, world.voice_id, text, verify=True)
+        with world.served.client(world.token) as worker:
+            claimed = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+            assert claimed["verify"]
+            own = {"Authorization": f"Bearer {claimed['token']}"}
+            sentence = {"text": "Other words.", "start_s": 0, "end_s": 1, "attempts": [attempt], "kept": 0}
+            report = {"has_passed": False, "sentences": [sentence]}
+            refused = worker.put(f"/v1/jobs/{job_id}/verification", json=report, headers=own)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, "verification")
+            early = world.client.get(f"/v1/jobs/{job_id}/verification")
+            assert (early.status_code, early.json()["error"]["code"]) == (404, "job_not_ready")
+            if report_text:
+                sentence["text"] = report_text
+                assert worker.put(f"/v1/jobs/{job_id}/verification", json=report, headers=own).is_success
+            headers = {**own, "X-Content-SHA256": sha256(RECORDING).hexdigest()}
+            assert worker.put(f"/v1/jobs/{job_id}/audio", content=RECORDING, headers=headers).is_success
+        assert world.client.get(f"/v1/jobs/{job_id}").json().get("error") == error
+        found = world.client.get(f"/v1/jobs/{job_id}/verification")
+        if error:
+            assert (found.status_code, found.json()["error"]["code"]) == (422, error)
+        else:
+            assert found.raise_for_status().json()["sentences"][0]["attempts"][0]["faults"] == ["silence"]
+    charged = world.client.get("/v1/usage").json()["characters"] - used
+    assert charged == len("Is it so?"), "the job that could not be verified is refunded"
+    body = {"voice_id": world.voice_id, "text": "Is it so?"}
+    assert not world.client.post("/v1/estimate", json=body).json()["is_cached"]
+
+
 def test_other_prompt_version_prepares_again(tmp_path: Path, world: World) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "from afterwords.backends.tone import ToneEngine\nToneEngine.prompt_version = 'another'\n"

@@ -17,7 +17,7 @@ from afterwords.audio.wav import pcm16
 from afterwords.backends.base import Chunk, ignore_progress
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
 from afterwords.errors import InvalidInputError, MalformedWavError, SynthesisError
-from afterwords.models import Alignment, SpeechTask
+from afterwords.models import Alignment, SpeechTask, Verification
 from afterwords.server.dispatch.worker import Work, Worker, is_out_of_memory
 from afterwords.speech import speak
 from tests.conftest import READER
@@ -65,8 +65,8 @@ def test_timing_follows_the_audio_and_the_speed() -> None:
     sent: list[tuple[str, bytes]] = []
     timed = replace(work(speed=2.0), timestamps=True)
     Worker().speak(timed, Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
-    assert [kind for kind, _ in sent if kind != "audio"] == ["speaking", "timing"]
-    assert sent[-1][0] == "timing"
+    assert [kind for kind, _ in sent if kind != "audio"] == ["speaking", "report"]
+    assert sent[-1][0] == "report"
     alignment = Alignment.model_validate_json(sent[-1][1])
     assert "".join(alignment.characters) == TEXT
     at = TEXT.index("voice")
@@ -81,6 +81,38 @@ def test_missing_recognition_fails_before_speaking(monkeypatch: pytest.MonkeyPat
     timed = replace(work(), timestamps=True)
     facts = Worker().speak(timed, Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
     assert (facts["error"], sent) == ("timestamps_unavailable", [])
+
+
+def test_verified_speech_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_WHISPER", str(get_model_path()))
+    sent: list[tuple[str, bytes]] = []
+    Worker().speak(replace(work(), verify=True), Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
+    kinds = [kind for kind, _ in sent]
+    assert kinds[:2] == ["speaking", "verifying"]
+    assert kinds[-1] == "report"
+    assert all(body for kind, body in sent if kind == "audio")
+    (sentence,) = Verification.model_validate_json(sent[-1][1]).sentences
+    assert (sentence.text, bool(sentence.faults)) == (TEXT, True)
+
+
+def test_cancelled_verification_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_WHISPER", str(get_model_path()))
+    cancelled, sent = Event(), []
+
+    def send(kind: str, body: bytes = b"", **facts: Any) -> None:
+        sent.append(kind)
+        if kind == "verifying":
+            cancelled.set()
+
+    assert Worker().speak(replace(work(), verify=True), cancelled, send) == {}
+    assert sent == ["speaking", "verifying"]
+
+
+def test_missing_recognition_fails_before_verified_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)  # the tests have it
+    sent: list[tuple[str, bytes]] = []
+    facts = Worker().speak(replace(work(), verify=True), Event(), lambda kind, body=b"", **_: sent.append((kind, body)))
+    assert (facts["error"], sent) == ("verification_unavailable", [])
 
 
 def test_recognition_of_words_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
