@@ -27,6 +27,7 @@ from afterwords.backends.base import (
     reads_ipa,
     unspoken,
 )
+from afterwords.backends.speech_check import SpeechChecker
 from afterwords.config import Config, load_config
 from afterwords.disk import read_stream
 from afterwords.errors import (
@@ -64,7 +65,6 @@ from afterwords.provenance import mark_tags, seal
 from afterwords.reference import Finding, PreparedReference, Report, examine, prepare
 from afterwords.reference.preparation import SURPLUS_MAX
 from afterwords.speech import Aligner, Speech, speak, speak_live
-from afterwords.speech_check import SpeechChecker
 from afterwords.text import MAX_LOCAL_CHARS, check_name, check_text, normalize_lang
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from afterwords.audio.effects import change_speed, fade_from
 from afterwords.audio.wav import Samples
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends.base import Chunk, Engine, Progress, has_timing, ignore_progress, reads_ipa
+from afterwords.backends.speech_check import SpeechChecker
 from afterwords.errors import AfterwordsError, StreamConsumedError, SynthesisError, TextError
 from afterwords.markup import Script, parse
 from afterwords.models import (
@@ -31,7 +32,6 @@ from afterwords.models import (
     WordTiming,
 )
 from afterwords.reference.transcription import align, check_aligner
-from afterwords.speech_check import SpeechChecker
 from afterwords.text import pause_after_s, split_live
 
 

@@ -26,11 +26,11 @@ from afterwords.backends.base import (
     SaveCheckpoint,
     ignore_progress,
 )
+from afterwords.backends.speech_check import SpeechChecker
 from afterwords.errors import AfterwordsError
 from afterwords.models import Alignment, LexiconEntry, SpeechResult, SpeechTask, WordTiming
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import Aligner, speak
-from afterwords.speech_check import SpeechChecker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ PACE_MIN, PACE_MAX = 0.45, 2.2
 SPEAKER_S: Final = 2.0
 """Least speech for a speaker score; the encoder reads windows of 1.6 s."""
 SPEAKER_MIN: Final = 0.55
-"""Limit of the similarity: sentences of `lite` for the shipped recording have 0.74 and more, other people 0.48 to 0.58."""
+"""Limit of the similarity: `lite` has 0.74 and more with the shipped recording, and other people 0.48 to 0.58."""
 EXCESS_S, EXCESS_PACE = 0.36, 0.075
 """Limit of the time that a word takes longer than its characters, in seconds, and the time for each of these."""
 DIGIT_CHARS: Final = 5

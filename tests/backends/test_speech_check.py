@@ -14,11 +14,11 @@ import afterwords as aw
 from afterwords.audio.audio import Audio, decode
 from afterwords.audio.effects import resample
 from afterwords.backends.base import Chunk, Reference
+from afterwords.backends.speech_check import SpeechChecker, _word_faults
 from afterwords.backends.tone import ToneEngine
 from afterwords.errors import InvalidOptionError, SynthesisError, UnavailableError
 from afterwords.models import SpeechFault, SpeechTask, Verification
 from afterwords.reference.transcription import Recognition
-from afterwords.speech_check import SpeechChecker, _word_faults
 from tests.conftest import READER
 from tests.error_codes import has_code
 
