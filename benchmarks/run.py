@@ -19,6 +19,7 @@ from benchmarks import (
     startup,
     tenants,
     timestamps,
+    verification,
     volume,
     workers,
 )
@@ -42,6 +43,7 @@ def main() -> None:
         "lite: likeness": likeness,
         "lite: timestamps": timestamps,
         "pocket": pocket,
+        "Verified speech": verification,
     }
     for title, module in tables.items():
         print(f"### {title}\n", *module.table(), "", sep="\n", flush=True)

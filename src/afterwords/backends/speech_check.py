@@ -39,7 +39,7 @@ SPEAKER_S: Final = 2.0
 """Least speech for a speaker score; the encoder reads windows of 1.6 s."""
 SPEAKER_MIN: Final = 0.55
 """Limit of the similarity: `lite` has 0.74 and more with the shipped recording, and other people 0.48 to 0.58."""
-EXCESS_S, EXCESS_PACE = 0.36, 0.075
+EXCESS_S, EXCESS_PACE = 0.33, 0.075
 """Limit of the time that a word takes longer than its characters, in seconds, and the time for each of these."""
 DIGIT_CHARS: Final = 5
 """Characters of a digit or symbol that is read aloud."""
