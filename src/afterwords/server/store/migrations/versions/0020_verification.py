@@ -9,8 +9,8 @@ from alembic import op
 
 from afterwords.server.store.column_types import VanishingText
 
-revision: Final = "0019"
-down_revision: Final = "0018"
+revision: Final = "0020"
+down_revision: Final = "0019"
 
 
 def upgrade() -> None:
