@@ -116,14 +116,14 @@ def test_workers_report_verified_speech(world: World) -> None:
             claimed = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
             assert claimed["verify"]
             own = {"Authorization": f"Bearer {claimed['token']}"}
-            sentence = {"text": "Other words.", "start_s": 0, "end_s": 1, "attempts": [attempt], "kept": 0}
+            sentence = {"text": text, "start_s": 0, "end_s": 1, "attempts": [attempt], "kept": 1}
             report = {"has_passed": False, "sentences": [sentence]}
             refused = worker.put(f"/v1/jobs/{job_id}/verification", json=report, headers=own)
             assert (refused.status_code, refused.json()["error"]["param"]) == (422, "verification")
             early = world.client.get(f"/v1/jobs/{job_id}/verification")
             assert (early.status_code, early.json()["error"]["code"]) == (404, "job_not_ready")
-            if report_text:
-                sentence["text"] = report_text
+            if error is None:
+                sentence["kept"] = 0
                 assert worker.put(f"/v1/jobs/{job_id}/verification", json=report, headers=own).is_success
             headers = {**own, "X-Content-SHA256": sha256(RECORDING).hexdigest()}
             assert worker.put(f"/v1/jobs/{job_id}/audio", content=RECORDING, headers=headers).is_success

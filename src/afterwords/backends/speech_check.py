@@ -157,13 +157,17 @@ class SpeechChecker:
             if spoken and np.array_equal(samples, spoken[-1][1]):
                 break  # the engine does not sample
             spoken.append((chunks, samples))
-            attempts.append(self.check(Audio(samples, engine.sample_rate), text, lang=task.lang, seed=seed))
+            is_spelled = not any(word in text for word in task.pronunciations)
+            audio = Audio(samples, engine.sample_rate)
+            attempts.append(self.check(audio, text, lang=task.lang, seed=seed, is_spelled=is_spelled))
             yield Chunk(nothing)
         kept = min(range(len(attempts)), key=lambda at: (len(attempts[at].faults), attempts[at].margin))
         return spoken[kept][0], attempts, kept
 
-    def check(self, audio: Audio, text: str, *, lang: str, seed: int | None = None) -> SpeechAttempt:
-        """Compare the speech of a sentence with its text."""
+    def check(
+        self, audio: Audio, text: str, *, lang: str, seed: int | None = None, is_spelled: bool = True
+    ) -> SpeechAttempt:
+        """Compare the speech of a sentence with its text; its words only if none stands for sounds in IPA."""
         from afterwords.audio.analysis import HOP_S, speech_mask
 
         found = recognize(audio, text, lang=lang)
@@ -173,7 +177,7 @@ class SpeechChecker:
         pace = speech_s / expected_speech_s(_read_aloud(text))
         excess_s = _excess_s(found, is_speech, HOP_S)
         score = self._speaker_score(audio) if speech_s >= SPEAKER_S else None
-        faults = _word_faults(found)
+        faults = _word_faults(found) if is_spelled else []
         if max(silences, default=0.0) >= SILENCE_S:
             faults.append(SpeechFault.SILENCE)
         if not PACE_MIN <= pace <= PACE_MAX or excess_s > EXCESS_S:
