@@ -48,7 +48,7 @@ SENTENCES = (
     "Please don't forget to water the plants while we are away.",
     "The doctor told me to drink more water and to sleep at least eight hours.",  # quoted
     "In the north, winters are long, dark and bitterly cold.",
-    "They found the key under a flowerpot behind the house.",
+    "They found the key under a flowerpot behind the house.",  # quoted
     "A good dictionary gives the meaning and the history of each word.",
     "Her brother plays the cello in a youth orchestra.",
     "Never leave a candle burning in an empty room.",
