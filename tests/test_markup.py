@@ -74,6 +74,7 @@ def test_unread_markup_is_spoken_with_a_notice(text: str, notice: str) -> None:
     "inner",
     [
         "<emphasis>One</emphasis>",
+        "<secret>One</secret>",
         "<audio src='file:///etc/passwd'>One</audio>",
         "<break time='soon'/>One",
         "<prosody rate='tall'>One</prosody>",
@@ -87,6 +88,7 @@ def test_unsupported_ssml_is_ignored_with_a_notice(inner: str) -> None:
     assert script.text == "One"
     assert len(script.notices) == 1
     assert parse(f"<speak>{inner * 50}</speak>").notices == script.notices
+    assert "secret" not in script.notices[0]
 
 
 def test_voices_and_emotions_last_until_the_next() -> None:

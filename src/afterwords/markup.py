@@ -32,6 +32,8 @@ _DURATION = re.compile(r"\s*(?P<number>\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s?(?P<un
 _RATE = re.compile(r"(?P<sign>[+-]?)(?P<number>\d{1,4}(?:\.\d{1,4})?)(?P<percent>%?)")
 _STRENGTHS: Final = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 0.8, "x-strong": 1.2}
 _RATES: Final = {"x-slow": 0.6, "slow": 0.8, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.6}
+_ELEMENTS: Final = frozenset({"audio", "emphasis", "lang", "mark", "phoneme", "say-as", "speak", "sub", "voice"})
+"""Elements that a notice may name; other names may be anything."""
 _LETTER_BY_LETTER: Final = frozenset({"characters", "spell-out", "verbatim", "digits"})
 
 
@@ -363,7 +365,8 @@ class _SsmlReader:
             case "p" | "s":
                 self._end_sentence()
             case _:
-                self.script.note(f"SSML: <{_shown(name)}> is not supported here, or lacks an attribute; it is ignored.")
+                shown = f"<{name}>" if name in _ELEMENTS else "an unknown element"
+                self.script.note(f"SSML: {shown} is not supported here, or lacks an attribute; it is ignored.")
 
     def _break(self, attributes: dict[str, str]) -> None:
         seconds: float | None = _STRENGTHS.get(attributes.get("strength", "medium"))
@@ -431,7 +434,3 @@ class _Element:
     replacement: str | None = None
     ipa: str | None = None
     say_as: str | None = None
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= 20 and name.isascii() else "..."
