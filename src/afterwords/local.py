@@ -624,6 +624,7 @@ def stream(
         speak(engine, task, options.speed, progress, script=script, takes=other_takes, checker=checker),
         left_out=tuple(words),
         notices=notices,
+        script=script,
         _aligner=Aligner(engine, task, given, script) if timestamps else None,
         _progress=progress,
         _checker=checker,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from afterwords.audio.audio import Audio
@@ -99,6 +100,16 @@ def in_given_text(words: list[WordTiming], validated: str, given: str) -> list[W
     return [word.model_copy(update={"start": first + moved[word.start]}) for word in words]
 
 
+def without_markup(alignment: Alignment, script: Script) -> Alignment:
+    """Return the alignment of the characters that are spoken, for subtitles."""
+    spoken = {at for segment in script.segments for at in chain(*map(range, segment.starts, segment.ends))}
+    is_spoken = iter([at in spoken for at, character in enumerate(script.source) if not character.isspace()])
+    rows = zip(alignment.characters, alignment.start_s, alignment.end_s, strict=True)
+    kept = [row for row in rows if row[0].isspace() or row[0] == "\ufeff" or next(is_spoken)]
+    characters, start_s, end_s = (tuple(column) for column in zip(*kept, strict=True))
+    return alignment.model_copy(update={"characters": characters, "start_s": start_s, "end_s": end_s})
+
+
 @dataclass(slots=True, eq=False)
 class Speech:
     """Speech that is generated while it is read: iterate over it once to get its chunks.
@@ -114,6 +125,7 @@ class Speech:
         result: Duration and timing, once everything was read.
         left_out: Words of the text that the backend can't speak.
         notices: Sentences about markup of the text that is spoken as text or ignored.
+        script: The text with its markup read; None if it is still being written.
         alignment: When each character is spoken, once everything was read, if timestamps were requested.
         verification: How the speech compares with the text, once everything was read, if that was requested.
     """
@@ -127,6 +139,7 @@ class Speech:
     result: SpeechResult | None = None
     left_out: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
+    script: Script | None = field(default=None, repr=False)
     alignment: Alignment | None = field(default=None, init=False, repr=False)
     verification: Verification | None = field(default=None, init=False, repr=False)
     _aligner: Aligner | None = field(default=None, repr=False)

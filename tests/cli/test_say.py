@@ -124,6 +124,13 @@ def test_subtitles_and_times_follow_the_speed(tmp_path: Path) -> None:
     assert not [name for name in list_files(tmp_path) if name.endswith(".part")]
 
 
+def test_subtitles_have_no_markup(tmp_path: Path) -> None:
+    text = "Hello there. [pause 2s] And\r\nnow [pause 500ms] the [end]."
+    assert run("say", text, "-o", "a.wav", "--srt", "a.srt", cwd=tmp_path).code == 0
+    lines = (tmp_path / "a.srt").read_text().splitlines()
+    assert [line for line in lines if line[:1].isalpha()] == ["Hello there. And now the [end]."]
+
+
 def test_subtitles_need_no_audio_file(tmp_path: Path) -> None:
     assert run("say", TEXT, "--no-play", "--srt", "a.srt", cwd=tmp_path).code == 0
     assert "a.srt" in list_files(tmp_path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from afterwords.audio.writer import AudioWriter
     from afterwords.cli.save_audio import AudioOutput
     from afterwords.client import Client, LiveSpeech, RemoteJob, RemoteSpeech
+    from afterwords.markup import Script
     from afterwords.models import Alignment, SpeechOptions, Verification, Voice
     from afterwords.speech import Speech
 
@@ -285,8 +286,8 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
             play(samples, speech.sample_rate)
         else:
             samples.write()
-    if speech.alignment is not None:
-        _write_times(speech.alignment, request.timing)
+    if speech.alignment is not None and speech.script is not None:
+        _write_times(speech.alignment, speech.script, request.timing)
     done = speech.result
     assert done is not None, "the speech was read to its end"
     facts = {
@@ -330,16 +331,18 @@ def _report(verification: Verification | None, request: SayRequest) -> dict[str,
     return {"verification": verification.model_dump(mode="json")}
 
 
-def _write_times(alignment: Alignment, files: dict[str, Path]) -> None:
+def _write_times(alignment: Alignment, script: Script, files: dict[str, Path]) -> None:
     import json
 
     from afterwords.audio.output import write_atomically
     from afterwords.audio.subtitles import to_srt, to_vtt
+    from afterwords.speech import without_markup
 
+    spoken = without_markup(alignment, script)
     words = [word.model_dump() for word in alignment.words]
     content = {
-        "srt": to_srt(alignment),
-        "vtt": to_vtt(alignment),
+        "srt": to_srt(spoken),
+        "vtt": to_vtt(spoken),
         "timing": json.dumps({"words": words, **alignment.model_dump()}),
     }
     for kind, path in files.items():
@@ -382,7 +385,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
             job = client.jobs.wait(str(done.job_id), timeout_s=timeout_s)  # a stream ends before its job
             verification = job.verification() if request.verify else None
         if request.timing:
-            _write_times(job.alignment(), request.timing)
+            _write_times(job.alignment(), parse(check_text(str(text))), request.timing)
     facts = {
         "file": request.destination.file if request.destination else None,
         "voice": voice if isinstance(voice, str) else voice.name,
