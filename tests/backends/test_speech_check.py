@@ -118,6 +118,7 @@ def recognition(text: str, recognized: str, margin: float) -> Recognition:
         ("sit down my friend", "sit down my", 6.0, [SpeechFault.MISSING_END]),
         ("we sat by the fire", "we sat by the by the fire", 0.0, [SpeechFault.REPETITION]),
         ("all in all it is all in all", "all in all it is all in all", 0.0, []),
+        ("good night", "", 1.1, [SpeechFault.WORDS]),
         ("good night", "good night is what i want to say", 0.0, [SpeechFault.WORDS]),
     ],
 )

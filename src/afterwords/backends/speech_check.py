@@ -215,6 +215,8 @@ def _word_faults(found: Recognition) -> list[SpeechFault]:
     in another way fits both.
     """
     given, recognized, runs = found.given, found.recognized, found.differences
+    if not recognized:
+        return [SpeechFault.WORDS]  # of a sound that fits no words, the likelihoods say nothing
     faults = []
     n_errors = sum(max(last - first, end - start) for first, last, start, end in runs)
     n_extra = [end - start - (last - first) for first, last, start, end in runs if not _has_digit(given[first:last])]
