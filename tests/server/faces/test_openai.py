@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -16,12 +18,15 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from starlette.types import Message
 
 from afterwords.audio.decoding import read_tags
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.provenance import read_mark
+from afterwords.server.routing import RequestContext
+from afterwords.server.services.synthesis import Synthesis
 from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
-from tests.server.faces.conftest import run_node
+from tests.server.faces.conftest import InProcess, run_node
 
 REQUESTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("openai_requests.json").read_text())
 MEDIA_TYPES = {
@@ -423,3 +428,37 @@ def test_batch_speaks_each_text_or_says_why_not(http: httpx.Client) -> None:
     invalid: list[list[dict[str, Any]]] = [[], 33 * items[:1], [{}]]
     for wrong in invalid:
         assert http.post("/v1/audio/speech/batch", json={"items": wrong}).status_code in (400, 422)
+
+
+def test_disconnect_while_a_text_is_submitted_cancels_it(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, receive = Synthesis.submit, RequestContext.receive
+    is_submitted = threading.Event()
+    has_left = False
+
+    async def see(context: RequestContext) -> Message:
+        nonlocal has_left
+        message = await receive(context)
+        has_left = has_left or message["type"] == "http.disconnect"
+        return message
+
+    async def linger(*args: Any, **options: Any) -> Any:
+        result = await submit(*args, **options)
+        is_submitted.set()
+        while not has_left:
+            await asyncio.sleep(0.01)
+        for _ in range(10):  # until the request is cancelled
+            await asyncio.sleep(0)
+        return result
+
+    monkeypatch.setattr(Synthesis, "submit", linger)
+    monkeypatch.setattr(RequestContext, "receive", see)
+    body = {"items": [{"input": SLOW}], "voice": "me"}
+    with httpx.Client(base_url=in_process.url, headers={"Authorization": f"Bearer {in_process.key}"}) as http:
+        with http.stream("POST", "/v1/audio/speech/batch", json=body):
+            assert is_submitted.wait(60)
+        wait_until(
+            lambda: [job["status"] for job in http.get("/v1/jobs").json()] == ["cancelled"], what="the cancellation"
+        )
+        assert http.get("/v1/usage").json()["characters"] == 0

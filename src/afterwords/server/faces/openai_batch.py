@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -23,6 +25,7 @@ from afterwords.server.routes.schemas import RequestBody, ResponseBody
 from afterwords.server.routing import DocumentedRoute
 from afterwords.server.services.synthesis import AcceptedJob, CachedSpeech
 
+log = logging.getLogger("afterwords.server")
 router = APIRouter(route_class=DocumentedRoute, tags=["OpenAI"])
 
 ITEMS_MAX: Final = 32
@@ -106,7 +109,7 @@ class _Batch:
     def __init__(self, request: Request, items: Sequence[SpeechBody]) -> None:
         self._request = request
         self._items = items
-        self._submitted: deque[Submitted] = deque()
+        self._submitted: deque[asyncio.Task[Submitted]] = deque()
 
     async def results(self) -> AsyncGenerator[bytes, None]:
         """Yield the body of the response; it holds one result at a time."""
@@ -114,9 +117,11 @@ class _Batch:
         yield f'{{"id":"speech-batch-{new_id()}","results":['.encode()
         for index in range(len(self._items)):
             while n_submitted < len(self._items) and len(self._submitted) < AHEAD:
-                self._submitted.append(await self._submit(self._items[n_submitted]))
+                submitting = asyncio.create_task(self._submit(self._items[n_submitted]))
+                self._submitted.append(submitting)
+                await asyncio.wait({submitting})  # not cancelled: `close` cancels the job
                 n_submitted += 1
-            result = await self._wait(index, self._submitted[0])
+            result = await self._wait(index, self._submitted[0].result())
             self._submitted.popleft()
             n_succeeded += result.status == "success"
             yield (b"," if index else b"") + result.model_dump_json().encode()
@@ -173,11 +178,15 @@ class _Batch:
     async def close(self, _is_complete: bool) -> None:
         """Cancel the jobs whose results were not sent."""
         synthesis, caller = state_of(self._request).synthesis, caller_of(self._request)
-        for submitted in self._submitted:
-            if isinstance(submitted, AfterwordsError):
+        for submitting in self._submitted:
+            await asyncio.wait({submitting})
+            if submitting.exception() or isinstance(submitted := submitting.result(), AfterwordsError):
                 continue
             result, _ = submitted
             if isinstance(result, CachedSpeech):
                 result.audio.close()
             elif result.is_new:
-                await synthesis.end_stream(caller, result.job.job_id, is_whole=False)
+                try:
+                    await synthesis.end_stream(caller, result.job.job_id, is_whole=False)
+                except AfterwordsError as error:  # the others must be cancelled, too
+                    log.warning("a text of a batch was not cancelled code=%s", error.code)
