@@ -1,21 +1,27 @@
-"""Measure the likeness of `lite`: enrolled on the first half of the reader's recording, judged on the second.
+"""Measure the likeness of `lite`: enrolled on the first half of a recording, judged on the second.
 
-Compared with the nearest stock voice, with `--fast`, and with the first half itself as the ceiling. Enrollment
-optimizes GE2E and a relative of the MFCC divergence; it uses neither Whisper's features nor DNSMOS.
+    python -m benchmarks.likeness [RECORDING ...]
+
+Without recordings, the shipped one is measured. Compared with the nearest stock voice, with `--fast`, and with the
+first half itself as the ceiling. Enrollment uses GE2E and a relative of the MFCC divergence; nothing optimizes
+Whisper's features, and DNSMOS and the words of the transcripts are unknown to it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afterwords.audio.audio import decode
+from afterwords.audio.audio import Audio, decode
 from afterwords.backends.base import Reference
-from afterwords.backends.lite.engine import SENTENCE_PAUSE_S, LiteEngine
+from afterwords.backends.lite.engine import PIECE_CHARS, SENTENCE_PAUSE_S, LiteEngine
 from afterwords.backends.lite.g2p import tokens
 from afterwords.backends.lite.kokoro import SAMPLE_RATE, Kokoro, model_file
 from afterwords.backends.lite.profile import LiteProfile
@@ -24,7 +30,9 @@ from afterwords.backends.lite.speaker import embed
 from afterwords.backends.lite.styles import style_space
 from afterwords.config import load_config
 from afterwords.models import SpeechTask
-from benchmarks.judges import WhisperLikeness, mfcc_divergence, mfcc_stats, quality, word_errors
+from afterwords.reference.transcription import transcribe
+from afterwords.text import split_chunks
+from benchmarks.judges import WhisperLikeness, mfcc_divergence, mfcc_stats, quality, whisper_folder, word_errors
 
 SENTENCES = (
     "The birch canoe slid on the smooth planks.",
@@ -39,22 +47,14 @@ SENTENCES = (
     "A pot of tea helps to pass the evening.",
 )
 """Harvard sentences from lists 1 to 3; the calibration of enrollment uses others."""
-FIRST_HALF = (
-    "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them.",
-    "He was not an ill-disposed young man.",
-)
-SECOND_HALF = (
-    "Unless to be rather cold-hearted and rather selfish, is to be ill-disposed.",
-    "Had he married a more amiable woman, he might have been made still more respectable than he was.",
-    "He might even have been made amiable himself.",
-)
+MAX_HALF_S = 16.0
 STOCK = ("af_heart", "af_bella", "bf_emma", "bf_isabella", "am_adam", "am_michael", "am_puck", "bm_george")
 
 Array = NDArray[np.float32]
 
 
 class Row(NamedTuple):
-    """One voice and its scores. `errors` is None for a recording without a text."""
+    """A voice and its scores. `errors` is None for a recording, whose text is not certain."""
 
     name: str
     ge2e: float
@@ -64,20 +64,21 @@ class Row(NamedTuple):
     mos: float
 
 
-def measure() -> list[Row]:
+def measure(recording: Audio) -> list[Row]:
     """Clone, speak the sentences, and score them."""
-    recording = decode(files("afterwords").joinpath("data/reader.wav").read_bytes())
     rate, half = recording.sample_rate, len(recording.samples) // 2
-    first, second = recording.samples[:half], recording.samples[half:]
+    first, second = (part[: round(MAX_HALF_S * rate)] for part in np.split(recording.samples, [half]))
     engine = LiteEngine()
     prompts = {
         name: engine.prepare(Reference(first, rate), fast=name.endswith("fast")) for name in ("lite --fast", "lite")
     }
     stock = LiteProfile.from_bytes(prompts["lite"]).nearest_stock
-    sentences_by_stock, first_by_stock, second_by_stock = (
-        [np.concatenate(_say_stock(name, texts)) for name in STOCK] for texts in (SENTENCES, FIRST_HALF, SECOND_HALF)
+    texts = [transcribe(Audio(part, rate), lang="en", model=whisper_folder()).text for part in (first, second)]
+    first_by_stock, second_by_stock = (
+        [np.concatenate(_say_stock(name, split_chunks(text, max_chars=PIECE_CHARS))) for name in STOCK]
+        for text in texts
     )
-    likeness = WhisperLikeness(sentences_by_stock, second_by_stock, SAMPLE_RATE)
+    likeness = WhisperLikeness(_sentences_by_stock(), second_by_stock, SAMPLE_RATE)
     likeness_of_halves = WhisperLikeness(first_by_stock, second_by_stock, SAMPLE_RATE)
 
     def score(name: str, sentences: Sequence[Array]) -> Row:
@@ -104,6 +105,11 @@ def measure() -> list[Row]:
     return [score(f"nearest stock voice ({stock})", _say_stock(stock, SENTENCES)), *cloned, ceiling]
 
 
+@cache
+def _sentences_by_stock() -> list[Array]:
+    return [np.concatenate(_say_stock(name, SENTENCES)) for name in STOCK]
+
+
 def _say(engine: LiteEngine, prompt: bytes) -> list[Array]:
     tasks = [SpeechTask(text=t, lang="en", backend="lite", voice_id="reader", prompt=prompt) for t in SENTENCES]
     return [np.concatenate([chunk.samples for chunk in engine.synthesize(task)]) for task in tasks]
@@ -113,23 +119,45 @@ def _say_stock(name: str, sentences: Sequence[str]) -> list[Array]:
     """Speak with an unchanged stock voice of Kokoro, with the engine's pauses."""
     space, config = style_space(), load_config()
     table = space.voices[space.names.index(name)]
-    kokoro = Kokoro(model_file(config.home / "models", config.kokoro_onnx))
+    kokoro = _kokoro(model_file(config.home / "models", config.kokoro_onnx))
     pause = np.zeros(round(SENTENCE_PAUSE_S * SAMPLE_RATE), np.float32)
     texts = [tokens(text) for text in sentences]
     return [np.concatenate([trim(kokoro.speak(ids, table[len(ids) - 1]).samples), pause]) for ids in texts]
 
 
-def table() -> list[str]:
-    """Return the rows as Markdown."""
+_kokoro = cache(Kokoro)
+
+
+def table(recordings: Sequence[Path] = ()) -> list[str]:
+    """Return the rows of each recording, and their means, as Markdown."""
     lines = [
-        "| voice | GE2E cosine ↑ | Whisper features ↑ | MFCC divergence ↓ | word errors ↓ | DNSMOS ↑ |",
-        "|---|---|---|---|---|---|",
+        "| recording | voice | GE2E cosine ↑ | Whisper features ↑ | MFCC divergence ↓ | word errors ↓ | DNSMOS ↑ |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in measure():
-        errors = "" if row.errors is None else f"{row.errors:.1%}"
-        lines.append(f"| {row.name} | {row.ge2e:.3f} | {row.whisper:.3f} | {row.mfcc:.3f} | {errors} | {row.mos:.2f} |")
+    found = {}
+    for path in recordings or [Path(str(files("afterwords") / "data" / "reader.wav"))]:
+        found[path.stem] = measure(decode(path.read_bytes()))
+        lines += [_line(path.stem, row) for row in found[path.stem]]
+    if len(found) > 1:
+        for rows in zip(*found.values(), strict=True):
+            errors = [row.errors for row in rows if row.errors is not None]
+            mean = Row(
+                rows[0].name.partition(" (")[0],
+                float(np.mean([row.ge2e for row in rows])),
+                float(np.mean([row.whisper for row in rows])),
+                float(np.mean([row.mfcc for row in rows])),
+                float(np.mean(errors)) if errors else None,
+                float(np.mean([row.mos for row in rows])),
+            )
+            lines.append(_line("mean", mean))
     return lines
 
 
+def _line(recording: str, row: Row) -> str:
+    errors = "" if row.errors is None else f"{row.errors:.1%}"
+    scores = f"{row.ge2e:.3f} | {row.whisper:.3f} | {row.mfcc:.3f} | {errors} | {row.mos:.2f}"
+    return f"| {recording} | {row.name} | {scores} |"
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join(table([Path(argument) for argument in sys.argv[1:]])))

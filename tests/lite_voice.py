@@ -1,4 +1,4 @@
-"""One fast enrollment with `lite`, which takes 15 s: shared by all tests and their processes."""
+"""One fast enrollment with `lite`, which takes 12 s: shared by all tests and their processes."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class _Questions:
         self._bar, self._anyway = bar, anyway
         self._estimate = ""
         if backend == "lite":  # measured in docs/benchmarks.md; the other backends are quick
-            duration = "15 s on two cores." if is_fast else "40 s on two cores; --fast is quicker."
+            duration = "12 s on two cores." if is_fast else "15 s on two cores."
             self._estimate = f" Preparing it takes about {duration}"
 
     def accept_grade(self, prepared: PreparedReference) -> bool:

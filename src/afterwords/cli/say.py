@@ -267,7 +267,7 @@ def _say_here(request: SayRequest) -> tuple[dict[str, Any], str]:
         check_text(request.text, max_chars=MAX_LOCAL_CHARS)
     voice, emotion, options = request.voice, request.emotion, request.options
     if preparing := local.must_prepare(voice=voice, emotion=emotion, lang=options.lang, backend=options.backend):
-        about = ", about 40 s on two cores" if preparing == "lite" else ""
+        about = ", about 15 s on two cores" if preparing == "lite" else ""
         output.note(f"Preparing the voice for {output.shown(preparing)}, once{about}.")
     with output.progress_bar() as progress, ExitStack() as stack:
         speech = local.stream(

@@ -46,7 +46,7 @@ class TestLite(EngineContract):
     def test_prepare_reports_progress_up_to_the_end(  # type: ignore[override]
         self, fractions: list[float]
     ) -> None:
-        """Use the shared enrollment: another one takes 15 s."""
+        """Use the shared enrollment: another one takes 12 s."""
         assert fractions == sorted(fractions)
         assert fractions[0] == 0.0
         assert fractions[-1] == 1.0

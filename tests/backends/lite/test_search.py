@@ -1,24 +1,17 @@
-"""The search: its parts on known functions, and the whole with a known best voice."""
+"""The search on known functions and for a known best voice; the journal; trimming."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from afterwords.backends.lite.search import (
-    PROPOSALS,
-    ROUNDS,
-    Evaluation,
     Journal,
     Ridge,
     Surrogate,
     Target,
-    Trial,
     evolve,
-    search,
     squared_distances,
     trim,
     voice_table,
@@ -36,15 +29,14 @@ class World:
         values = np.concatenate([TABLE.embeddings, TABLE.log_pitch[:, None]], axis=1)
         self._sound = Ridge(TABLE.points, values, penalty=0.05)
         self.home = np.clip(0.5 * (TABLE.points[20] + TABLE.points[40]), -LIMIT, LIMIT)
-        evaluation = self.evaluate(self.home)
-        self.target = Target(evaluation.embedding, evaluation.log_pitch)
+        self.target = self._voice(self.home)
 
-    def evaluate(self, point: Array) -> Evaluation:
+    def _voice(self, point: Array) -> Target:
         sound = self._sound(point[None])[0]
-        return Evaluation((sound[:-1] / np.linalg.norm(sound[:-1])).astype(np.float32), float(sound[-1]))
+        return Target((sound[:-1] / np.linalg.norm(sound[:-1])).astype(np.float32), float(sound[-1]))
 
     def similarity(self, point: Array) -> float:
-        return float(self.evaluate(point).embedding @ self.target.embedding)
+        return float(self._voice(point).embedding @ self.target.embedding)
 
 
 @pytest.fixture(scope="module")
@@ -141,67 +133,14 @@ def test_distant_points_have_less_expected_worth(world: World) -> None:
     assert surrogate.expected(corner)[0] < surrogate.expected(TABLE.points).min()
 
 
-def test_evaluations_join_the_table(world: World) -> None:
-    surrogate = Surrogate(TABLE, world.target)
-    before = surrogate.expected(world.home[None])[0]
-    surrogate.add(world.home[None], [world.evaluate(world.home)])
-    np.testing.assert_array_equal(surrogate.best(1)[0], world.home)
-    assert surrogate.expected(world.home[None])[0] > before
+def test_optimum_beats_the_table(world: World) -> None:
+    optimum = Surrogate(TABLE, world.target).optimum()
+    assert world.similarity(optimum) > max(world.similarity(point) for point in TABLE.points)
+    assert np.abs(optimum).max() <= LIMIT
+    np.testing.assert_array_equal(optimum, Surrogate(TABLE, world.target).optimum())
 
 
-# -- the whole -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def progress() -> list[tuple[float, int]]:
-    """Collect the progress of the search."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def trials(world: World, progress: list[tuple[float, int]]) -> list[Trial]:
-    return search(
-        Surrogate(TABLE, world.target), world.evaluate, on_trial=lambda done, total: progress.append((done, total))
-    )
-
-
-def test_search_beats_the_table(world: World, trials: list[Trial]) -> None:
-    best_of_table = max(world.similarity(point) for point in TABLE.points)
-    assert max(trial.similarity for trial in trials) > best_of_table
-    assert trials[0].similarity == pytest.approx(world.similarity(trials[0].point), abs=1e-6)
-
-
-def test_search_reports_each_evaluation(trials: list[Trial], progress: list[tuple[float, int]]) -> None:
-    assert len(trials) == ROUNDS * PROPOSALS
-    assert {total for _, total in progress} == {ROUNDS * PROPOSALS}
-    assert [done for done, _ in progress if done == int(done)] == list(range(1, ROUNDS * PROPOSALS + 1))
-    assert all(before < after for (before, _), (after, _) in pairwise(progress)), "each step is progress"
-
-
-def test_trials_are_sorted_and_in_the_style_space(trials: list[Trial]) -> None:
-    assert [trial.worth for trial in trials] == sorted((trial.worth for trial in trials), reverse=True)
-    assert all(np.abs(trial.point).max() <= LIMIT for trial in trials)
-
-
-def test_each_round_guides_the_next(world: World) -> None:
-    """With equal evaluations everywhere, the search stays near evaluated points."""
-    points: list[Array] = []
-
-    def evaluate(point: Array) -> Evaluation:
-        points.append(point)
-        return Evaluation(world.target.embedding, world.target.log_pitch)
-
-    search(Surrogate(TABLE, world.target), evaluate, rounds=2)
-    first, second = np.array(points[:PROPOSALS]), np.array(points[PROPOSALS:])
-    to_first = np.sqrt(squared_distances(second, first).min(axis=1))
-    to_table = np.sqrt(squared_distances(second, TABLE.points).min(axis=1))
-    assert (to_first < to_table).all()
-
-
-def test_equal_seeds_find_equal_voices(world: World) -> None:
-    one, other = (search(Surrogate(TABLE, world.target), world.evaluate, rounds=1, seed=9) for _ in range(2))
-    for left, right in zip(one, other, strict=True):
-        np.testing.assert_array_equal(left.point, right.point)
+# -- the journal ---------------------------------------------------------------------------------------------
 
 
 def test_interrupted_preparation_resumes() -> None:

@@ -6,5 +6,5 @@ styles · `speaker` computes speaker embeddings · `search` finds the style of a
 `enroll` combines these into a `profile` · `engine` is the plug-in.
 """
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Increased when a change of enrollment makes older profiles worth preparing again."""

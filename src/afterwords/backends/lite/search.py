@@ -1,15 +1,14 @@
 """Search for the style that sounds like a speaker.
 
-Synthesis takes a second, so most of the search runs on a surrogate: kernel ridge regression from a point of the style
-space to the speaker embedding, pitch and quality of its voice, fitted on a shipped table of generated voices. An
-evolution strategy optimizes it from several starts; the proposals are synthesized, evaluated and added to the table.
+The search runs on a surrogate: kernel ridge regression from a point of the style space to the speaker embedding, pitch
+and quality of its voice, fitted on a shipped table of generated voices. An evolution strategy optimizes it.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -20,39 +19,18 @@ from afterwords.backends.lite.data import read_data
 from afterwords.backends.lite.styles import LIMIT
 
 PHRASE: Final = "The boy was there when the sun rose early."
-"""The phrase of all voices in the table and of all proposals."""
-ROUNDS: Final = 3
-PROPOSALS: Final = 7
-_FIRST_STARTS: Final = (0, 1, 2, 3, 5, 8, 12)
+"""The phrase of all voices in the table."""
 _PAD: Final = 720  # samples kept around trimmed speech: 30 ms at 24 kHz
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """A measured voice: its embedding (256,) and the log of its median pitch in Hz."""
+class Target:
+    """The speaker, the goal of the search: an embedding (256,) and the log of the median pitch in Hz."""
 
     embedding: NDArray[np.float32]
     log_pitch: float
-
-
-Target = Evaluation
-"""The speaker, who is the goal of the search."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trial:
-    """An evaluated point: its similarity, worth and predicted quality (DNSMOS)."""
-
-    point: Array = field(repr=False)
-    similarity: float
-    worth: float
-    quality: float
-
-
-Evaluate = Callable[[Array], Evaluation]
-"""Synthesize PHRASE at a point of the style space and measure it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +87,7 @@ class Ridge:
 class Journal:
     """The results of a preparation in order, for another process to resume from.
 
-    The search is deterministic: equal recordings need the same results in the same order.
+    The preparation is deterministic: equal recordings need the same results in the same order.
     """
 
     def __init__(self, checkpoint: bytes | None, save: Callable[[bytes], None]) -> None:
@@ -136,31 +114,21 @@ def squared_distances(a: Array, b: Array) -> Array:
 
 
 class Surrogate:
-    """Predicts the worth of points from all evaluated voices."""
+    """Predicts the worth of points from the voices of the table."""
 
     def __init__(self, table: Table, target: Target) -> None:
         self.target = target
         self._quality = Ridge(table.points, table.quality[:, None], penalty=1.0)
         self._points, self._embeddings, self._log_pitch = table.points, table.embeddings, table.log_pitch
-        self._fit()
-
-    def _fit(self) -> None:
-        values = np.concatenate([self._embeddings, self._log_pitch[:, None]], axis=1)
-        self._sound = Ridge(self._points, values, penalty=0.2)
-
-    def add(self, points: Array, evaluations: list[Evaluation]) -> None:
-        """Add evaluated points and fit again."""
-        self._points = np.concatenate([self._points, points])
-        self._embeddings = np.concatenate([self._embeddings, [e.embedding for e in evaluations]])
-        self._log_pitch = np.concatenate([self._log_pitch, [e.log_pitch for e in evaluations]])
-        self._fit()
+        values = np.concatenate([table.embeddings, table.log_pitch[:, None]], axis=1)
+        self._sound = Ridge(table.points, values, penalty=0.2)
 
     def quality(self, points: Array) -> Array:
         """Predict the DNSMOS of points, shape (n,)."""
         return self._quality(points)[:, 0]
 
     def expected(self, points: Array) -> Array:
-        """Predict the worth of points, with a penalty for distance from all evaluated points."""
+        """Predict the worth of points, with a penalty for distance from the table."""
         sound = self._sound(points)
         similarity = _cosine(sound[:, :-1], self.target.embedding)
         distance = np.sqrt(squared_distances(points, self._points).min(axis=1))
@@ -177,55 +145,15 @@ class Surrogate:
         )
         return worth
 
-    def best(self, count: int) -> Array:
-        """Return the best evaluated points, best first."""
+    def optimum(self) -> Array:
+        """Return the point of the highest expected worth, searched from the best voice of the table."""
         similarity = _cosine(self._embeddings, self.target.embedding)
-        order = np.argsort(-self.worth(self._points, similarity, self._log_pitch))
-        return self._points[order[:count]]
+        best = int(np.argmax(self.worth(self._points, similarity, self._log_pitch)))
+        return evolve(self.expected, self._points[best], random=np.random.default_rng(0))
 
 
 def _cosine(embeddings: Array, target: NDArray[np.float32]) -> Array:
     return embeddings @ target / np.maximum(np.linalg.norm(embeddings, axis=1), 1e-9)
-
-
-def search(
-    surrogate: Surrogate,
-    evaluate: Evaluate,
-    *,
-    rounds: int = ROUNDS,
-    on_trial: Callable[[float, int], None] = lambda _done, _total: None,
-    seed: int = 0,
-) -> list[Trial]:
-    """Search for points that sound like the target: `rounds` × PROPOSALS trials, best first.
-
-    Args:
-        surrogate: The model of the target and of known voices; updated by every trial.
-        evaluate: Synthesizes and measures a point, in about a second.
-        rounds: Rounds of proposals, synthesis and fitting.
-        on_trial: Called with the number of finished trials and of all; fractional during proposals.
-        seed: Seed of the evolution strategy. Equal seeds find equal points.
-    """
-    random = np.random.default_rng(seed)
-    trials: list[Trial] = []
-    for number in range(rounds):
-        best = surrogate.best(max(_FIRST_STARTS) + 1)
-        starts = best[list(_FIRST_STARTS)] if number == 0 else best[:PROPOSALS]
-        found = []
-        for start in starts:
-            found.append(evolve(surrogate.expected, start, random=random))
-            on_trial(len(trials) + 0.9 * len(found) / PROPOSALS, rounds * PROPOSALS)
-        proposals = np.array(found)
-        evaluations = []
-        for point in proposals:
-            evaluations.append(evaluate(point))
-            on_trial(len(trials) + len(evaluations), rounds * PROPOSALS)
-        similarity = _cosine(np.array([e.embedding for e in evaluations]), surrogate.target.embedding)
-        worth = surrogate.worth(proposals, similarity, np.array([e.log_pitch for e in evaluations]))
-        quality = surrogate.quality(proposals)
-        figures = zip(similarity.tolist(), worth.tolist(), quality.tolist(), strict=True)
-        trials += [Trial(point, *of) for point, of in zip(proposals, figures, strict=True)]
-        surrogate.add(proposals, evaluations)
-    return sorted(trials, key=lambda trial: -trial.worth)
 
 
 def evolve(
