@@ -19,7 +19,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from afterwords.audio.encoding import Encoding
-from afterwords.errors import AfterwordsError, ConflictError, InvalidOptionError, InvalidRequestError, SynthesisError
+from afterwords.errors import (
+    AfterwordsError,
+    ConflictError,
+    InvalidOptionError,
+    InvalidRequestError,
+    SynthesisError,
+    UnavailableError,
+)
 from afterwords.models import JobStatus, SpeechFormat
 from afterwords.provenance import mark_tags
 from afterwords.server.concurrency import in_thread, while_connected
@@ -150,6 +157,11 @@ async def _follow(
                     raise ConflictError(
                         f"The job is already {final.status}, so it can't be cancelled.", code="job_final"
                     )
+                if final.error in ("timestamps_unavailable", "verification_unavailable"):
+                    why = (
+                        f"The speech has no report: where the backend {final.backend} runs, words can't be recognized."
+                    )
+                    raise UnavailableError(why, code=final.error)
                 if final.status is not JobStatus.READY:
                     raise SynthesisError.for_backend(final.backend, why=final.error or "it took too long")
                 stored = await _open_job(request, final, is_tagged, wrap)

@@ -71,7 +71,7 @@ _INVALID_SPEECH: Final = (
             _400=_INVALID_BODY,
             _404="voice_not_found",
             _409="idempotency_conflict, ambiguous_voice_name",
-            _422=_INVALID_SPEECH,
+            _422=f"{_INVALID_SPEECH}, timestamps_unavailable, verification_unavailable",
             _429="rate_limited, too_many_concurrent_requests, queue_full, quota_exceeded",
             _500="reference_missing, synthesis_failed, internal_error",
         ),
