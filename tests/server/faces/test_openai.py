@@ -430,6 +430,14 @@ def test_batch_speaks_each_text_or_says_why_not(http: httpx.Client) -> None:
         assert http.post("/v1/audio/speech/batch", json={"items": wrong}).status_code in (400, 422)
 
 
+def test_each_text_of_a_batch_counts_for_the_rate(limited: InProcess) -> None:
+    items = [{"input": f"Text {number}."} for number in range(3)]  # the voice was a request, too
+    with httpx.Client(base_url=limited.url, headers={"Authorization": f"Bearer {limited.key}"}) as http:
+        results = http.post("/v1/audio/speech/batch", json={"items": items, "voice": "me"}).json()["results"]
+    assert [result["status"] for result in results] == ["success", "success", "error"]
+    assert "requests for this minute" in results[2]["error"]
+
+
 def test_disconnect_while_a_text_is_submitted_cancels_it(
     in_process: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

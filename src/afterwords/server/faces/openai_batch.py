@@ -130,6 +130,8 @@ class _Batch:
 
     async def _submit(self, item: SpeechBody) -> Submitted:
         try:
+            if item is not self._items[0]:  # the request counts for the first
+                state_of(self._request).authenticator.check_rate(caller_of(self._request))
             options, _, encoding = await parse_speech(self._request, item)
             result = await state_of(self._request).synthesis.submit(caller_of(self._request), options, listen=True)
         except AfterwordsError as error:
