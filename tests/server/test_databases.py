@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from afterwords.errors import FileError, ServerSetupError
+from afterwords.models import new_id
 from afterwords.server import load_settings
 from afterwords.server.backup import back_up, restore
 from afterwords.server.clock import SystemClock
 from afterwords.server.databases import check, copy, migrate
+from afterwords.server.records import StoredConsent
 from afterwords.server.store import SqlStore
 from afterwords.server.store.migrate import HEAD
 from tests.cli.program import run
@@ -52,6 +55,8 @@ async def fill(world: World) -> None:
         job = await world.add_claimed_job(caller=ann, voice=voice, webhook_url="https://example.org/")
         await world.store.finish(job.job_id, 1, audio(f"jobs/{number}.wav"))
     await world.store.submit(world.new_job(bob, other), limits=MANY, idempotency=request(bob))
+    consent = StoredConsent(new_id(), ann.account_id, "Ann", "en", 64 * "0", world.clock.now())
+    await world.store.add_consent(consent, b"\0\xff RIFF" * 1000)
     gone = await world.add_voice(bob)
     await world.store.delete_voice(gone.voice_id, account_id=bob.account_id)
     await world.store.add_mark("0" * 32)
@@ -90,6 +95,27 @@ async def test_copy_to_postgres_and_back_has_equal_rows(url: str, file: Path, tm
         await world.add_voice(ann, ref_duration_s=0.0)
         assert account.storage_bytes > 0
         await world.store.close()
+
+
+async def test_copy_holds_few_recordings_at_once(file: Path, tmp_path: Path) -> None:
+    world = world_at(f"sqlite:///{file}")
+    await world.store.open()
+    recording = bytes(500_000)
+    for owner in range(3):
+        account_id = (await world.caller(f"{owner}")).account_id
+        for _ in range(20):
+            consent = StoredConsent(new_id(), account_id, "me", "en", 64 * "0", world.clock.now())
+            await world.store.add_consent(consent, recording)
+    await world.store.close()
+    tracemalloc.start()
+    try:
+        counts = await copy(f"sqlite:///{file}", f"sqlite:///{tmp_path / 'copy.db'}")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert counts["consents"] == 60
+    assert peak_bytes < 20 * len(recording)
 
 
 async def test_copy_refuses_what_has_rows_or_is_in_use(url: str, file: Path, tmp_path: Path) -> None:

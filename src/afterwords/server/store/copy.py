@@ -6,11 +6,13 @@ from typing import Final
 
 from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
 
-from afterwords.server.store.schema import accounts, metadata, server, servers
+from afterwords.server.store.schema import accounts, consents, metadata, server, servers
 from afterwords.server.store.statements import continue_sequence
 
 BATCH: Final = 500
 """Rows in one statement."""
+RECORDINGS: Final = 4
+"""The same for recordings of consent: each has up to 6 MB."""
 TABLES: Final = tuple(table for table in metadata.sorted_tables if table is not servers)
 """Tables after those that they refer to. The running servers of a database are not part of its content."""
 
@@ -45,7 +47,8 @@ def copy_rows(source: Connection, target: Connection) -> dict[str, int]:
 def _copy_table(source: Connection, target: Connection, table: Table) -> int:
     n_rows = 0
     order = [column for column in (table.c.get("seq"),) if column is not None]
-    query = select(table).order_by(*order).execution_options(yield_per=BATCH)
+    n_at_once = RECORDINGS if table is consents else BATCH
+    query = select(table).order_by(*order).execution_options(yield_per=n_at_once)
     for batch in source.execute(query).mappings().partitions():
         target.execute(insert(table), [dict(row) for row in batch])
         n_rows += len(batch)
