@@ -63,7 +63,7 @@ class Rows:
 
     def __init__(self, served: Served, client: httpx.Client) -> None:
         self._served, self._client = served, client
-        self._voice_id, self._job_id = "", ""
+        self._voice_id, self._job_id, self._consent_id = "", "", "none"
 
     @property
     def voice_id(self) -> str:
@@ -78,6 +78,14 @@ class Rows:
             self._job_id = submit_text(self._client, voice_id, f"Spoken for {voice_id}.")
             wait_for_job(self._client, self._job_id)
         return self._job_id
+
+    @property
+    def consent_id(self) -> str:
+        consents = "/v1/audio/voice_consents"
+        if self._client.get(f"{consents}/{self._consent_id}").status_code != 200:
+            form, files = {"name": "me", "language": "en-US"}, {"recording": ("me.wav", WAV, "audio/wav")}
+            self._consent_id = self._client.post(consents, data=form, files=files).json()["id"]
+        return self._consent_id
 
     @property
     def alias(self) -> str:
