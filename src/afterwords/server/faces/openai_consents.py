@@ -28,7 +28,7 @@ router = APIRouter(route_class=DocumentedRoute, tags=["OpenAI"])
 RECORDING_MAX_BYTES: Final = 10 << 20
 PREFIX: Final = "cons_"
 NOT_FOUND: Final = errors(_404="consent_not_found")
-ConsentId = Annotated[str, Path(max_length=64, description="ID of the recording of consent.")]
+ConsentId = Annotated[str, Path(description="ID of the recording of consent.")]
 
 
 class OpenAIConsentForm(RequestBody):
