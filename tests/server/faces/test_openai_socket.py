@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from base64 import b64decode
 from socket import SHUT_RDWR
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_words_follow_the_audio_of_their_unit(served: Served) -> None:
         for word in last["timestamps"]:
             place_ms = 1000 * SECONDS_PER_CHARACTER * text.index(word["word"])
             assert place_ms <= word["start_ms"] <= place_ms + max(10, pause_ms)
+
+
+def test_messages_with_audio_are_short(served: Served) -> None:
+    with open_socket(served) as socket:  # it refuses messages of more than 64 KiB
+        configure(socket, word_timestamps=True)
+        send(socket, "input.text", text="and so on, " * 20)
+        send(socket, "input.done")
+        messages, _ = receive(socket, "session.done")
+    audio = b"".join(b64decode(message.get("audio_b64", "")) for message in messages)
+    assert len(audio) / 2 / SAMPLE_RATE > 10
 
 
 def test_utterance_without_text_is_done_at_once(served: Served) -> None:

@@ -24,7 +24,7 @@ from afterwords.server.routes.schemas import RequestBody
 from afterwords.server.routes.timing import SpokenText, check_timing, word_times
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
-from afterwords.server.sockets import Socket, SocketRoute, run_until_first
+from afterwords.server.sockets import FRAME_MAX_BYTES, Socket, SocketRoute, run_until_first
 
 CONFIG_S: Final = 10.0
 """Time for the first message, `session.config`."""
@@ -189,13 +189,15 @@ class _Session:
             self._socket.error_details = {"partial_audio": True, "action": "discard"}
         async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, tags)) as encoded:
             async for data in encoded:
-                n_bytes += len(data)
-                if config.word_timestamps:
-                    await self._send_chunk(data, place, n_bytes, rate["sample_rate"], None)
-                elif config.stream_audio:
-                    await self._socket.send_audio(data)
-                else:
-                    whole += data
+                for start in range(0, len(data), FRAME_MAX_BYTES):
+                    part = data[start : start + FRAME_MAX_BYTES]
+                    n_bytes += len(part)
+                    if config.word_timestamps:
+                        await self._send_chunk(part, place, n_bytes, rate["sample_rate"], None)
+                    elif config.stream_audio:
+                        await self._socket.send_audio(part)
+                    else:
+                        whole += part
         if config.word_timestamps:
             times = None  # null means failed to vLLM-Omni
             if unit.is_timed and isinstance(unit.result, AcceptedJob):
