@@ -137,6 +137,17 @@ def test_words_follow_the_audio_of_their_unit(served: Served) -> None:
             assert place_ms <= word["start_ms"] <= place_ms + max(10, pause_ms)
 
 
+def test_repeated_sentence_has_times_of_its_own(served: Served) -> None:
+    with open_socket(served) as socket:
+        configure(socket, word_timestamps=True)
+        send(socket, "input.text", text=2 * "fault-slow, and again. ")
+        send(socket, "input.done")
+        messages, _ = receive(socket, "session.done")
+    ends = [message for message in messages if message["type"] == "audio.chunk" and not message["audio_b64"]]
+    words = [[word["word"] for word in message["timestamps"]] for message in ends]
+    assert words == 2 * [["fault-slow", "and", "again"]]
+
+
 def test_messages_with_audio_are_short(served: Served) -> None:
     with open_socket(served) as socket:  # it refuses messages of more than 64 KiB
         configure(socket, word_timestamps=True)

@@ -185,11 +185,13 @@ class Synthesis:
                 return CachedSpeech(audio, entry, backend, left_out, notices, quota)
             audio.close()
             return AcceptedJob(job, False, voice.name, left_out=left_out, notices=notices, quota=quota)
-        flight_key = key
+        job_id, flight_key = new_id(), key
         options = (
             ("t", request.timestamps),
             ("v", request.verify),
             ("brief", not request.keeps_timing),
+            # Times that are not kept reach only the listener of the job, so no other request may share it.
+            (job_id, request.timestamps and not request.keeps_timing),
             (f"{request.sample_rate}", request.sample_rate),
         )
         chosen = [name for name, is_chosen in options if is_chosen]
@@ -197,7 +199,7 @@ class Synthesis:
             parts = [key, request.response_format, request.webhook_url or "", *chosen]
             flight_key = sha256("\0".join(parts).encode()).hexdigest()
         new = NewJob(
-            job_id=new_id(),
+            job_id=job_id,
             account_id=caller.account_id,
             voice_id=voice.voice_id,
             key_id=caller.key_id,
