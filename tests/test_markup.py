@@ -199,3 +199,25 @@ def test_entities_are_never_expanded() -> None:
     laughs = '<speak><!DOCTYPE s [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;">]>&b;</speak>'
     assert "not valid XML" in parse(laughs).notices[0]
     assert parse(laughs).text == laughs
+
+
+@pytest.mark.parametrize(
+    ("word", "text"), [("µm", "5 μm"), ("istanbul", "İSTANBUL"), ("s", "ſ"), ("οδος", "ΟΔΟσ"), ("us", "Us")]
+)
+def test_letters_with_several_forms_match_in_any_case(word: str, text: str) -> None:
+    entry = LexiconEntry(word=word, alias="alias")
+    assert parse(text, lexicon=(entry,)).text.endswith("alias")
+
+
+def test_a_word_in_capitals_precedes_that_in_any_case() -> None:
+    lexicon = (LexiconEntry(word="us", alias="we"), LexiconEntry(word="US", alias="states"))
+    assert parse("US, us, Us", lexicon=lexicon).text == "states, we, we"
+
+
+@pytest.mark.parametrize("inner", ["two\nlines", "A&amp;B", "<s>a</s>b", "\n word \n"])
+def test_sounds_of_a_phoneme_are_spoken_once(inner: str) -> None:
+    script = parse(f"<speak>One <phoneme ph='x'>{inner}</phoneme> two</speak>")
+    assert len([word for word in script.text.lower().split() if word.startswith("zq")]) == 1
+    assert script.text.lower().count("zq") == 1
+    unread = parse(f"<speak>One <phoneme ph='x'>{inner}</phoneme> two</speak>", reads_ipa=False)
+    assert len(unread.text.split()) >= 3

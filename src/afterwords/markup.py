@@ -95,10 +95,12 @@ class Script:
             words: Words of a segment, in order.
             segment: The segment; None if the words are those of `text`.
         """
-        starts, ends = ([], []) if segment is None else (segment.starts, segment.ends)
         if segment is None:
-            for each in filter(lambda each: each.text, self.segments):
-                starts, ends = [*starts, *each.starts, each.ends[-1]], [*ends, *each.ends, each.ends[-1]]
+            spoken = [each for each in self.segments if each.text]
+            starts: Sequence[int] = [at for each in spoken for at in (*each.starts, each.ends[-1])]
+            ends: Sequence[int] = [at for each in spoken for at in (*each.ends, each.ends[-1])]
+        else:
+            starts, ends = segment.starts, segment.ends
         found: list[WordTiming] = []
         for word in words:
             start, end = starts[word.start], ends[word.start + len(word.text) - 1]
@@ -148,9 +150,10 @@ class _Writer:
 
     def __init__(self, source: str, lexicon: tuple[LexiconEntry, ...], *, reads_ipa: bool) -> None:
         self._source = source
-        self._lexicon = {entry.word: entry for entry in lexicon}
+        any_case = {_fold(entry.word): entry for entry in lexicon if entry.word == entry.word.lower()}
+        self._lexicon = any_case | {entry.word: entry for entry in lexicon}
         self._words = _pattern(lexicon)
-        self._reads_ipa = reads_ipa
+        self.reads_ipa = reads_ipa
         self._segments: list[Segment] = []
         self._notices: dict[str, None] = {}
         self._parts: list[str] = []
@@ -176,7 +179,7 @@ class _Writer:
             return
         at = 0
         for found in self._words.finditer(text) if self._words else ():
-            entry = self._lexicon.get(found[0]) or self._lexicon[found[0].lower()]
+            entry = self._lexicon.get(found[0]) or self._lexicon[_fold(found[0])]
             self._add(text[at : found.start()], range(start + at, start + found.start()))
             self.pronounce(found[0], start + found.start(), start + found.end(), ipa=entry.ipa, alias=entry.alias)
             at = found.end()
@@ -184,7 +187,7 @@ class _Writer:
 
     def pronounce(self, word: str, start: int, end: int, *, ipa: str | None, alias: str | None = None) -> None:
         """Add a word of the source with its sounds if the engine reads them, or else its alias if it has one."""
-        if ipa and self._reads_ipa:
+        if ipa and self.reads_ipa:
             alias = _stand_in(ipa, is_capital=word[:1].isupper())
             self._pronunciations[alias.lower()] = ipa
         elif ipa and not alias:
@@ -248,6 +251,11 @@ def _pattern(lexicon: tuple[LexiconEntry, ...]) -> re.Pattern[str] | None:
     words = sorted({entry.word for entry in lexicon}, key=len, reverse=True)
     each = [f"(?i:{re.escape(word)})" if word == word.lower() else re.escape(word) for word in words]
     return re.compile(rf"(?<![^\W_])(?:{'|'.join(each)})(?![^\W_])") if each else None
+
+
+def _fold(word: str) -> str:
+    """Return the same for all words that `re.IGNORECASE` finds equal; a folded İ or ı would not be i."""
+    return word.replace("İ", "i").casefold().replace("ı", "i")
 
 
 def _stand_in(ipa: str, *, is_capital: bool) -> str:
@@ -414,8 +422,10 @@ class _SsmlReader:
         element = self._open[-1]
         if element.replacement is not None:
             return
-        if element.ipa:
+        if element.ipa and text.strip():
             self.script.pronounce(text, start, start + len(text), ipa=element.ipa)
+            if self.script.reads_ipa:  # text comes in parts, at line ends and entities, but the sounds once
+                element.replacement = ""
             return
         end = None
         if element.say_as in _LETTER_BY_LETTER:
