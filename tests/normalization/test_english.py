@@ -290,3 +290,8 @@ def test_work_grows_linearly_with_the_text(unit: str) -> None:
 
     spell(unit)
     assert cpu_s(16_000) < 30 * max(cpu_s(2_000), 0.005)
+
+
+def test_amounts_longer_than_an_int_can_be_read_are_spelled() -> None:
+    assert spell(f"${'9' * 5000}.50").endswith("nine dollars and fifty cents")
+    assert spell("$01.00 and $00.05") == "zero one dollar and five cents"

@@ -560,8 +560,8 @@ def _sum(found: re.Match[str]) -> str:
         return f"{found['article'] or ''}{_number(written, is_amount=True)}{scale} {unit}"
     cents = int(decimals.ljust(2, "0"))
     parts = []
-    if int(whole or 0) or not cents:
-        parts.append(f"{_cardinal(whole or '0')} {_singular(unit) if int(whole or 0) == 1 else unit}")
+    if whole.strip("0") or not cents:
+        parts.append(f"{_cardinal(whole or '0')} {_singular(unit) if whole.lstrip('0') == '1' else unit}")
     if cents:
         parts.append(f"{_cardinal(str(cents))} {_singular(_CENTS[sign]) if cents == 1 else _CENTS[sign]}")
     return f"{found['article'] or ''}{' and '.join(parts)} "
