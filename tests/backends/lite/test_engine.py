@@ -59,7 +59,7 @@ class TestLite(EngineContract):
         assert 0.4 < float(known["baseline"]) < float(known["similarity"]) < 1.0
         assert str(known["nearest_stock"])[1] == "m"  # the reader is a man
 
-    @pytest.mark.parametrize("text", ["🙂", "🙂🙂 🎉", "…🙂!"])
+    @pytest.mark.parametrize("text", ["…!", "— —"])
     def test_silent_text_is_refused(self, engine: Engine, prompt: bytes, text: str) -> None:
         with pytest.raises(TextError, check=has_code("empty_text")):
             self.speak(engine, self.task(engine, prompt, text=text))
