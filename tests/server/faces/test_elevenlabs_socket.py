@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from afterwords.audio.wav import Samples
 from afterwords.backends.tone import SECONDS_PER_CHARACTER
+from afterwords.server.dispatch.audio_stream import AudioListener
 from afterwords.server.dispatch.slots import SlotDispatcher
 from afterwords.server.faces import elevenlabs_socket
 from tests.e2e.served import Served, register, wait_for_job, wait_until
@@ -115,6 +116,27 @@ def test_engine_without_times_speaks_or_refuses(in_process: InProcess, monkeypat
         assert json.loads(socket.recv(timeout=60))["alignment"] is None
     with open_socket(in_process, "stream-input", sync_alignment="true") as socket:
         assert json.loads(socket.recv(timeout=60))["error"] == "timestamps_unavailable"
+
+
+def test_audio_goes_on_without_times_if_its_stream_breaks_off(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = AudioListener.words.fget
+    n_reads = 0
+
+    def break_off(listener: AudioListener) -> Any:
+        nonlocal n_reads
+        n_reads += 1
+        return words(listener) if words and n_reads == 1 else None
+
+    monkeypatch.setattr(AudioListener, "words", property(break_off))
+    audio = b""
+    with open_socket(in_process, "multi-stream-input", sync_alignment="true") as socket:
+        send(socket, text="A sentence that is long enough. ", context_id="c", flush=True)
+        send(socket, context_id="c", close_context=True)
+        while not (message := json.loads(socket.recv(timeout=60))).get("isFinal"):
+            audio += b64decode(message["audio"])
+    assert len(audio) / 2 / RATE > 1
 
 
 def test_pipecat_speaks_without_flush_and_keeps_alive(served: Served) -> None:

@@ -84,11 +84,13 @@ class _Characters:
 
         async for chunk in unit.pcm():
             n_bytes += len(chunk)
-            await spoken.update()
-            collect(n_bytes / 2 / unit.sample_rate - unit.pause_s)
+            if unit.is_timed:  # otherwise its stream broke off, and the rest is the stored audio
+                await spoken.update()
+                collect(n_bytes / 2 / unit.sample_rate - unit.pause_s)
             yield chunk
-        await spoken.update(is_over=True)
-        collect(math.inf)
+        if unit.is_timed:
+            await spoken.update(is_over=True)
+            collect(math.inf)
         end_ms = round(1000 * (start_bytes + n_bytes) / 2 / unit.sample_rate)
         if not unit.text[-1].isspace():  # Pipecat ends words at spaces, the last one, too
             self._waiting.append((" ", end_ms, end_ms))
