@@ -157,7 +157,10 @@ class _Request:
         if not isinstance(text, str | _LiveText):
             raise TypeError
         voice = event.data.get("voice") or {}  # wyoming's own class drops the language of a voice with a name
-        return cls(text, voice.get("name"), voice.get("language"))
+        name, lang = voice.get("name"), voice.get("language")
+        if not (isinstance(name, str | None) and isinstance(lang, str | None)):
+            raise TypeError
+        return cls(text, name, lang)
 
 
 class _ClosedError(Exception):
@@ -230,7 +233,7 @@ class Connection:
         try:
             while event := await async_read_event(self._reader):
                 await self._handle(event)
-        except (LookupError, TypeError, AttributeError):
+        except (LookupError, TypeError, AttributeError, RecursionError, UnicodeError):
             raise InvalidRequestError("The event is malformed.", hint="send events of the Wyoming protocol.") from None
 
     async def _handle(self, event: Event) -> None:
