@@ -25,6 +25,7 @@ from afterwords.audio.wav import Samples, read_wav
 from afterwords.provenance import read_mark
 from afterwords.server.routing import RequestContext
 from afterwords.server.services.synthesis import Synthesis
+from afterwords.server.store import SqlStore
 from tests.e2e.served import RECORDING, Served, register, serving, wait_for_job, wait_until
 from tests.server.faces.conftest import InProcess, run_node
 
@@ -405,6 +406,23 @@ def test_consent_is_kept_for_a_voice_until_it_is_deleted(served: Served) -> None
             client.audio.voices.create(name="bob", audio_sample=sample, consent="yes")
     with connect(served) as other, pytest.raises(openai.NotFoundError):
         other.audio.voice_consents.retrieve(made[1].id)
+
+
+def test_consent_that_is_deleted_while_it_is_read_is_404(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = SqlStore.read_consent
+
+    async def delete_first(store: SqlStore, consent_id: str, *, account_id: str) -> bytes | None:
+        await store.remove_consent(consent_id, account_id=account_id)
+        return await read(store, consent_id, account_id=account_id)
+
+    monkeypatch.setattr(SqlStore, "read_consent", delete_first)
+    with httpx.Client(base_url=in_process.url, headers={"Authorization": f"Bearer {in_process.key}"}) as http:
+        form, files = {"name": "Ann", "language": "en"}, {"recording": ("ann.wav", RECORDING)}
+        made = http.post("/v1/audio/voice_consents", data=form, files=files).json()
+        answer = http.get(f"/v1/audio/voice_consents/{made['id']}/audio")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "consent_not_found")
 
 
 def test_batch_speaks_each_text_or_says_why_not(http: httpx.Client) -> None:

@@ -211,6 +211,8 @@ async def consent_audio(request: Request, consent_id: ConsentId) -> Response:
     """Return the audio of a recording of consent."""
     consent = await find_consent(request, consent_id)
     wav = await state_of(request).store.read_consent(consent.consent_id, account_id=consent.account_id)
+    if wav is None:  # deleted meanwhile
+        raise NotFoundError(code="consent_not_found", param="consent")
     return Response(wav, headers={"Cache-Control": "private, no-store"}, media_type="audio/wav")
 
 
