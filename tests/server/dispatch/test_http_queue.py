@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from afterwords.client.profiles import Access
 from afterwords.server.dispatch import http_queue
 from afterwords.server.dispatch.http_queue import HttpJobQueue
+from afterwords.server.dispatch.protocol import ClaimedJob
 from tests.server.dispatch.memory_queue import DEADLINE_S
 from tests.server.dispatch.running import JsonHandler, serving_requests
 
@@ -75,6 +77,23 @@ async def test_job_that_another_server_gives_late_is_taken() -> None:
         await queue.close()
     assert claim is not None
     assert claim.job.job_id == JOB["job_id"]
+
+
+@pytest.mark.parametrize("lexicon", [[], [{"word": "nginx", "alias": "engine x", "ipa": None}]])
+async def test_claim_has_the_lexicon_of_the_voice(lexicon: list[dict[str, Any]]) -> None:
+    claim = ClaimedJob.model_validate(JOB).as_claim()
+    sent = ClaimedJob.from_claim(
+        replace(claim, voice=replace(claim.voice, metadata={"lexicon": lexicon, "note": "secret"})),
+        token="awt_1.x",
+        lease_s=15,
+        is_streamed=False,
+    )
+    with serve_claims(lambda _body: json.loads(sent.model_dump_json())) as url:
+        queue = HttpJobQueue(Access(url), "awp_x", name="test")
+        claimed = await queue.claim(backends=["tone"], worker="w")
+        await queue.close()
+    assert claimed is not None
+    assert claimed.voice.metadata == {"lexicon": lexicon}
 
 
 async def test_idle_worker_forgets_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
