@@ -21,7 +21,7 @@ from afterwords.errors import (
 )
 from afterwords.library.bundle import BundledPrompt, pack
 from afterwords.library.prompts import usable_prompts
-from afterwords.models import Voice
+from afterwords.models import LEXICON_MAX_ENTRIES, LexiconEntry, Voice
 from afterwords.provenance import verify_seal
 from afterwords.transfer import TransferStatus
 from tests.e2e.served import RECORDING, Served, serving
@@ -97,6 +97,20 @@ def test_pushing_again_changes_nothing(me: Voice, client: aw.Client) -> None:
     assert first.voice_id == again.voice_id
     assert transfer.send("me", client=client).outcome is TransferStatus.SAME
     assert len(list(client.voices.list())) == 1
+
+
+def test_push_updates_the_lexicon_and_keeps_other_metadata(me: Voice, client: aw.Client, home: Path) -> None:
+    there = aw.push("me", client=client)
+    client.voices.update(there, metadata={"note": "theirs"})
+    for alias in ("engine x", "engine ex"):
+        entries = [LexiconEntry(word=f"nginx{n}", alias=alias * 10) for n in range(LEXICON_MAX_ENTRIES)]
+        local.library().set_lexicon("me", entries)
+        assert transfer.send("me", client=client).outcome is TransferStatus.UPDATED
+        assert transfer.send("me", client=client).outcome is TransferStatus.SAME
+        assert list(client.voices.get(there).lexicon) == entries
+    local.library().set_lexicon("me", [])
+    assert aw.push("me", client=client).lexicon == ()
+    assert client.voices.get(there).metadata["note"] == "theirs"
 
 
 def test_push_updates_changed_name(me: Voice, client: aw.Client) -> None:

@@ -78,7 +78,8 @@ def push(voice: Voice | str, *, client: Client | None = None, replace: bool = Fa
         replace: Replace a different voice of that name on the server, which is deleted with all its audio.
 
     Returns:
-        The voice as the server stores it. Pushing it again only updates its name, transcript and language.
+        The voice as the server stores it. Pushing it again only updates its name, transcript, language, family
+        and lexicon.
 
     Raises:
         VoiceNotFoundError: The library has no such voice.
@@ -217,7 +218,10 @@ def _differences(local: Voice, remote: Voice) -> dict[str, Any]:
     """Return the fields to update on the server; fields that are unset locally are left as they are."""
     wanted = {"name": local.name, "text": local.ref_text, "lang": local.lang, "family": local.family}
     stored = {"name": remote.name, "text": remote.ref_text, "lang": remote.lang, "family": remote.family}
-    return {field: value for field, value in wanted.items() if value is not None and value != stored[field]}
+    changes: dict[str, Any] = {f: value for f, value in wanted.items() if value is not None and value != stored[f]}
+    if "lexicon" in local.metadata and local.lexicon != remote.lexicon:  # the rest may have been changed there
+        changes["metadata"] = remote.metadata | {"lexicon": local.metadata["lexicon"]}
+    return changes
 
 
 # -- all of them ----------------------------------------------------------------------------------------------

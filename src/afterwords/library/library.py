@@ -263,8 +263,7 @@ class Library:
             raise InvalidOptionError.for_option("lexicon", value=f"{len(entries):,} entries", allowed=allowed)
         with self._locked():
             voice = self._get(name)
-            metadata = {key: value for key, value in voice.metadata.items() if key != "lexicon"}
-            voice = voice.model_copy(update={"metadata": metadata | ({"lexicon": entries} if entries else {})})
+            voice = voice.model_copy(update={"metadata": voice.metadata | {"lexicon": entries}})
             self._folders().by_id[voice.voice_id].write_voice(voice)
         return voice
 

@@ -130,7 +130,9 @@ class VoicePatch(RequestBody):
     lang: str | None = Field(default=None, description="Language of the reference, two letters.")
     ref_text: str | None = Field(default=None, description="Transcript of the reference.")
     family: str | None = Field(default=None, description="Groups voices of one speaker.")
-    metadata: dict[str, Any] | None = Field(default=None, description="Free fields, at most 16 KiB as JSON.")
+    metadata: dict[str, Any] | None = Field(
+        default=None, description="Free fields, at most 16 KiB as JSON, besides the lexicon."
+    )
 
 
 class AliasBody(RequestBody):

@@ -22,7 +22,16 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.library.bundle import BundledPrompt, holds_nul, pack, unpack
-from afterwords.models import NAME_MAX_CHARS, Consent, ConsentKind, ReferenceInfo, Voice, new_id, parse_id
+from afterwords.models import (
+    LEXICON_MAX_BYTES,
+    NAME_MAX_CHARS,
+    Consent,
+    ConsentKind,
+    ReferenceInfo,
+    Voice,
+    new_id,
+    parse_id,
+)
 from afterwords.server.cache_key import reference_path, voice_prefix
 from afterwords.server.failpoints import reach
 from afterwords.server.ports import Blobs, Clock, Store
@@ -387,8 +396,9 @@ def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InvalidRequestError.invalid_field("metadata", rule="its numbers must be finite") from None
     if holds_nul(plain):  # a bundle can't contain one either
         raise InvalidRequestError.invalid_field("metadata", rule="it must not contain NUL characters")
-    if len(plain.encode()) > METADATA_MAX_BYTES:
-        rule = f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON"
+    n_lexicon = len(json.dumps(metadata.get("lexicon", ""), ensure_ascii=False).encode())
+    if len(plain.encode()) > METADATA_MAX_BYTES + n_lexicon or n_lexicon > LEXICON_MAX_BYTES:
+        rule = f"it may have at most {METADATA_MAX_BYTES:,} bytes as JSON, and {LEXICON_MAX_BYTES:,} of a lexicon"
         raise InvalidRequestError.invalid_field("metadata", rule=rule)
     return metadata
 
