@@ -498,7 +498,9 @@ class SpeechAttempt(Model):
 class SentenceVerification(Model):
     """How the speech of a sentence compares with its text."""
 
-    text: str = Field(min_length=1, repr=False, description="The sentence.")
+    text: str = Field(
+        min_length=1, repr=False, description="The sentence as spoken, with aliases, and sounds between slashes."
+    )
     start_s: float = Field(ge=0, description="Time at which it starts, in seconds from the start of the audio.")
     end_s: float = Field(ge=0, description="Time at which it ends.")
     attempts: tuple[SpeechAttempt, ...] = Field(min_length=1, description="The attempts, in order.")

@@ -73,6 +73,21 @@ def test_faulty_sentence_is_spoken_again(spoken: Audio) -> None:
 
 
 @pytest.mark.usefixtures("whisper")
+@pytest.mark.parametrize("stand_in", ["zqabcdefqz", "Zqabcdefqz"])
+def test_words_of_a_sentence_with_sounds_are_not_compared(spoken: Audio, stand_in: str) -> None:
+    checker = SpeechChecker(None)
+    text = TEXT.replace("Had", stand_in)
+    sounds = {"zqabcdefqz": r"h\1d"}
+    task = SpeechTask(
+        text=text, lang="en", backend="tone", voice_id="me", prompt=b"known", pronunciations=sounds, seed=0
+    )
+    list(checker.synthesize(TakesEngine(spoken.samples, None), task, start_s=0, speed=1))
+    (sentence,) = checker.verification.sentences
+    assert (sentence.faults, len(sentence.attempts)) == ((), 1)
+    assert sentence.text == TEXT.replace("Had", r"/h\1d/")
+
+
+@pytest.mark.usefixtures("whisper")
 def test_best_attempt_is_kept_if_no_attempt_is_right(spoken: Audio) -> None:
     rate = spoken.sample_rate
     middle = round(2.3 * rate)

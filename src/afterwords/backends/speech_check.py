@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -117,6 +118,8 @@ class SpeechChecker:
             fade = fade_from(float(last), rate)
             n_samples += len(fade)
             yield Chunk(fade)
+            for word, ipa in task.pronunciations.items():
+                sentence = f"/{ipa}/".join(re.split(word, sentence, flags=re.IGNORECASE))
             self._sentences.append(
                 SentenceVerification(
                     text=sentence,
@@ -157,7 +160,7 @@ class SpeechChecker:
             if spoken and np.array_equal(samples, spoken[-1][1]):
                 break  # the engine does not sample
             spoken.append((chunks, samples))
-            is_spelled = not any(word in text for word in task.pronunciations)
+            is_spelled = not any(word in text.lower() for word in task.pronunciations)
             audio = Audio(samples, engine.sample_rate)
             attempts.append(self.check(audio, text, lang=task.lang, seed=seed, is_spelled=is_spelled))
             yield Chunk(nothing)
