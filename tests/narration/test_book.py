@@ -189,6 +189,17 @@ def test_encodings_are_found(data: bytes, tmp_path: Path) -> None:
     assert [paragraph.text for paragraph in read_book(path).chapters[0].paragraphs] == ["Café"]
 
 
+def test_latin_1_has_the_quotation_marks_of_windows(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.html", b"<meta charset='ISO-8859-1'><p>\x93It\x92s caf\xe9 time.\x94</p>")
+    assert [paragraph.text for paragraph in read_book(path).chapters[0].paragraphs] == ["“It’s café time.”"]
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "punycode", "hex", "nonsense"])
+def test_encoding_that_is_not_of_text_is_refused(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=f"the encoding {encoding}", check=has_code("invalid_unicode")):
+        read_book(write(tmp_path / "b.html", f"<meta charset='{encoding}'><p>Hello-.</p>"))
+
+
 def test_wrong_encoding_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(TextError, match="not text in the encoding utf-8", check=has_code("invalid_unicode")) as caught:
         read_book(write(tmp_path / "b.txt", "Café".encode("cp1252")))

@@ -168,6 +168,8 @@ def read_book(path: Path) -> Book:
 def decode_text(data: bytes, *, source: str) -> str:
     """Decode text by its byte order mark, or the encoding that it states in its first lines, or as UTF-8.
 
+    As in browsers, Latin-1 and ASCII are windows-1252, which has quotation marks where they have control characters.
+
     Raises:
         TextError: The bytes are not text in that encoding.
     """
@@ -181,8 +183,10 @@ def decode_text(data: bytes, *, source: str) -> str:
         if data.startswith(mark):
             encoding = name
     try:
+        if codecs.lookup(encoding).name in {"iso8859-1", "ascii"}:
+            return data.decode("windows-1252")
         return data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
+    except (UnicodeError, LookupError) as error:
         raise TextError(
             f"{source} is not text in the encoding {encoding}.",
             code="invalid_unicode",
