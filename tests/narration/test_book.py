@@ -11,7 +11,7 @@ import pytest
 from afterwords.errors import FileError, InvalidInputError, TextError
 from afterwords.narration import book as books
 from afterwords.narration import epub
-from afterwords.narration.book import Book, known_lang, read_book
+from afterwords.narration.book import Book, known_lang, read_book, read_cover
 from afterwords.narration.html import Page
 from tests.error_codes import has_code
 from tests.narration.epubs import CONTAINER, NAV, PACKAGE, image, write_epub
@@ -243,3 +243,11 @@ def test_page_speaks_what_is_read_aloud(html: str, spoken: list[str]) -> None:
 
 def test_stated_language_becomes_two_letters() -> None:
     assert [known_lang(lang) for lang in ("ger", "en-GB", "und", None, "nl")] == ["de", "en", None, None, "nl"]
+
+
+def test_cover_with_too_many_pixels_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("png", "jpg"):
+        assert read_cover(image(kind))
+    monkeypatch.setattr(books, "MAX_COVER_PIXELS", 32 * 32 - 1)
+    for kind in ("png", "jpg"):
+        assert read_cover(image(kind)) is None

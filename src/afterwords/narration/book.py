@@ -19,6 +19,8 @@ MAX_CHARS: Final = 10_000_000
 """Longest book, about a week of speech. The Bible has 4.5 million characters."""
 MAX_TEXT_BYTES: Final = 4 * MAX_CHARS
 MAX_COVER_BYTES: Final = 20 * 2**20
+MAX_COVER_PIXELS: Final = 50_000_000
+"""To decode one takes up to 8 bytes of memory per pixel; a file of 2 MB can have more than 200 million."""
 ENDINGS: Final = (".epub", ".md", ".markdown", ".html", ".htm", ".xhtml", ".txt")
 
 _NUMBER: Final = (
@@ -231,8 +233,11 @@ def read_cover(data: bytes) -> bytes | None:
     if len(data) > MAX_COVER_BYTES or not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return None
     try:
-        with av.open(BytesIO(data), "r") as image:
+        # FFmpeg skips the decoding of a larger picture, and then finds no width.
+        with av.open(BytesIO(data), "r", stream_options=[{"max_pixels": str(MAX_COVER_PIXELS)}]) as image:
+            if not image.streams.video[0].width:
+                return None
             next(image.decode(video=0))
-    except (av.FFmpegError, StopIteration):
+    except (av.FFmpegError, IndexError, StopIteration):
         return None
     return data
