@@ -72,3 +72,5 @@ def test_unwritable_output_is_refused_before_the_work(tmp_path: Path) -> None:
     run("narrate", "b.txt", "-o", "b.doc", cwd=tmp_path).expect_error(5, "invalid_format")
     run("narrate", "b.pdf", cwd=tmp_path).expect_error(5, "invalid_book")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "home"]
+    for name in (".", "", "/"):
+        run("narrate", "b.txt", "-o", name, cwd=tmp_path).expect_error(5, "invalid_format")

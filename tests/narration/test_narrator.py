@@ -17,6 +17,7 @@ from afterwords.audio.audio import decode
 from afterwords.audio.loudness import LoudnessMeter, true_peak
 from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
 from afterwords.errors import (
+    FileError,
     InvalidInputError,
     InvalidOptionError,
     LibraryError,
@@ -317,6 +318,18 @@ def test_wrong_options_are_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(TextError, check=has_code("empty_text")):
         aw.narrate(write(tmp_path, "[pause 1s]", "p.md"), tmp_path / "book.wav")
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_output_never_replaces_a_source_or_another_output(tmp_path: Path) -> None:
+    book = write(tmp_path)
+    (tmp_path / "c.png").write_bytes(image())
+    (tmp_path / "link.srt").symlink_to(book)
+    out = tmp_path / "book.wav"
+    for srt, vtt in ((book, None), (None, tmp_path / "c.png"), (out, None), (tmp_path / "link.srt", None), ("s", "s")):
+        with pytest.raises(FileError, match="that file", check=has_code("unwritable_output")):
+            aw.narrate(book, out, cover=tmp_path / "c.png", srt=srt, vtt=vtt)
+    assert book.read_text("utf-8") == TEXT
+    assert not out.exists()
 
 
 def test_sealed_voice_that_was_changed_is_refused(me: Voice, home: Path, tmp_path: Path) -> None:

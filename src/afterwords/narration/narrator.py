@@ -6,6 +6,7 @@ A narration that was interrupted, even by a crash or a power cut, goes on where 
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,8 +150,7 @@ def narrate(
             hint="end the name with one of these, for example -o book.m4b",
         )
     subtitles = {Path(path): write for path, write in ((srt, to_srt), (vtt, to_vtt)) if path is not None}
-    for path in (out, *subtitles):
-        check_writable(path)
+    _check_outputs([Path(path) for path in (out, srt, vtt) if path is not None], book, cover)
     if not LOUDNESS_MIN <= loudness <= LOUDNESS_MAX:
         allowed = f"{LOUDNESS_MIN:g} to {LOUDNESS_MAX:g} LUFS"
         raise InvalidOptionError.for_option("loudness", value=loudness, allowed=allowed)
@@ -194,6 +194,17 @@ def narrate(
         left_out=tuple(take.left_out),
         notices=(*notices, *take.notices()),
     )
+
+
+def _check_outputs(outputs: Sequence[Path], *sources: Path | str | None) -> None:
+    """Raise if an output can't be written, or would replace another one or a source."""
+    taken = {os.path.realpath(source) for source in sources if source is not None}
+    for path in outputs:
+        check_writable(path)
+        if (target := os.path.realpath(path)) in taken:
+            why = "the book, the cover or another output is that file"
+            raise FileError.unwritable(path, why, hint="give each file a name of its own.")
+        taken.add(target)
 
 
 def _remove_parts(folder: Path) -> None:
