@@ -28,7 +28,8 @@ from afterwords.errors import (
     VoiceNotFoundError,
 )
 from afterwords.models import Voice
-from afterwords.narration.script import CHAPTER_PAUSE_S, HEADING_PAUSE_S, SENTENCE_PAUSE_S
+from afterwords.narration.book import read_book
+from afterwords.narration.script import CHAPTER_PAUSE_S, HEADING_PAUSE_S, SENTENCE_PAUSE_S, write_script
 from tests.conftest import READER
 from tests.error_codes import has_code
 from tests.narration.epubs import image, write_epub
@@ -112,6 +113,11 @@ def test_sentences_are_joined_by_silence(tmp_path: Path) -> None:
     times_s = [int(h) * 3600 + int(m) * 60 + int(s) + int(ms) / 1000 for h, m, s, ms in shown]
     assert times_s == pytest.approx(starts_s, abs=0.002)
     assert (tmp_path / "b.vtt").read_text().startswith("WEBVTT\n")
+
+
+def test_pauses_add_up_to_a_minute_at_most(tmp_path: Path) -> None:
+    script, _ = write_script(read_book(write(tmp_path, "One. " + "[pause 5s] " * 1000 + "two.", "b.txt")), {})
+    assert [sentence.pause_s for sentence in script] == [0, 60]
 
 
 def test_each_voice_has_the_wanted_loudness(anna: Voice, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from afterwords.disk import open_plain
 from afterwords.errors import FileError, InvalidInputError, TextError
@@ -234,7 +234,8 @@ def read_cover(data: bytes) -> bytes | None:
         return None
     try:
         # FFmpeg skips the decoding of a larger picture, and then finds no width.
-        with av.open(BytesIO(data), "r", stream_options=[{"max_pixels": str(MAX_COVER_PIXELS)}]) as image:
+        limit: list[Any] = [{"max_pixels": str(MAX_COVER_PIXELS)}]  # the stubs of PyAV name another type
+        with av.open(BytesIO(data), "r", stream_options=limit) as image:
             if not image.streams.video[0].width:
                 return None
             next(image.decode(video=0))

@@ -224,7 +224,8 @@ def _read_image(path: Path) -> bytes:
         raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
     if image is None:
         raise InvalidInputError(
-            f"{path} is not a cover that players show.", hint="use a JPEG or PNG file of at most 20 MiB and 50 megapixels."
+            f"{path} is not a cover that players show.",
+            hint="use a JPEG or PNG file of at most 20 MiB and 50 megapixels.",
         )
     return image
 

@@ -16,6 +16,8 @@ from afterwords.text import check_name, split_chunks
 
 SENTENCE_PAUSE_S, PARAGRAPH_PAUSE_S, HEADING_PAUSE_S, CHAPTER_PAUSE_S = 0.3, 0.7, 1.2, 2.0
 """Silence between sentences, before a paragraph, after a heading, and before a chapter."""
+MAX_PAUSE_S: Final = 60.0
+"""Longest silence: several pauses in a row add up, and hours of silence would not fit into memory."""
 SENTENCE_MAX_CHARS: Final = 400
 """Longer sentences are split at punctuation."""
 
@@ -109,7 +111,7 @@ def write_script(
         headings = {paragraph.text for paragraph in chapter.paragraphs if paragraph.is_heading}
         pause_s = CHAPTER_PAUSE_S if sentences else 0.0
         for segment in script.segments:
-            pause_s += segment.pause_s
+            pause_s = min(pause_s + segment.pause_s, MAX_PAUSE_S)
             voice = cast.get(segment.voice, segment.voice) if segment.voice else None
             for position, paragraph in enumerate(segment.text.split("\n\n")):
                 if position:
