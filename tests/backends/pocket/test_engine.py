@@ -111,6 +111,12 @@ class TestPocket(EngineContract):
         with pytest.raises(SynthesisError, match="another width"):
             self.speak(engine, self.task(engine, narrow))
 
+    @pytest.mark.parametrize("similarity", [float("nan"), float("inf"), -5.0])
+    def test_prompt_with_an_impossible_similarity_is_refused(self, engine: Engine, similarity: float) -> None:
+        prompt = PocketPrompt(np.zeros((5, 8), np.float16), similarity).to_bytes(engine.prompt_version)
+        with pytest.raises(InvalidPromptError, match="not a cosine"):
+            engine.describe(prompt)
+
     def test_last_voices_are_kept(self, engine: PocketEngine) -> None:
         engine.forget_voices()
         for n in range(VOICES + 1):

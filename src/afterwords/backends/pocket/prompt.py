@@ -59,6 +59,8 @@ class PocketPrompt:
             raise InvalidPromptError("not a prompt for pocket: it can't be read") from error
         if facts.get("version") != version:
             raise InvalidPromptError(f"of version {facts.get('version')!a}, not {version!a}")
+        if similarity is not None and not abs(similarity) <= 1.001:  # also NaN, which JSON can't hold
+            raise InvalidPromptError("not a prompt for pocket: its similarity is not a cosine")
         if latents.dtype != np.float16 or latents.ndim != 2 or not latents.size or not np.isfinite(latents).all():
             raise InvalidPromptError("not a prompt for pocket: its latents are damaged")
         return cls(latents, similarity)
