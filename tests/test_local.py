@@ -26,6 +26,7 @@ from afterwords.errors import (
     InvalidInputError,
     InvalidOptionError,
     RecordingError,
+    RecordingWarning,
     StreamConsumedError,
     SynthesisError,
     TextError,
@@ -592,6 +593,13 @@ def test_invalid_emotion_is_refused(emotion: str) -> None:
     with pytest.raises(InvalidOptionError, match="emotion"):
         clone(emotion=emotion)
     assert [voice.name for voice in aw.voices()] == ["me"]
+
+
+def test_take_of_another_speaker_is_doubted(tmp_path: Path) -> None:
+    clone()
+    higher = aw.Audio(decode(READER).samples, 24_000)  # he speaks 1.5 times higher and faster
+    with pytest.warns(RecordingWarning, match="another person than me: its similarity is 0.[56]"):
+        aw.clone(higher.save(tmp_path / "other.wav"), name="me", emotion="happy", consent="self")
 
 
 def test_take_needs_its_voice() -> None:

@@ -74,6 +74,9 @@ if TYPE_CHECKING:
 MAX_STREAM_BYTES: Final = 512 * 2**20
 """Limit for a recording that is read from a pipe: half an hour of 48 kHz stereo in 24 bits."""
 
+SAME_SPEAKER_MIN: Final = 0.7
+"""Similarity of two recordings below which a take is doubted: the same person has about 0.92, another person 0.58."""
+
 CorrectTranscript = Callable[["Transcript"], str]
 """Returns the transcript as the user corrected it."""
 
@@ -355,7 +358,7 @@ def make_voice(
     original, label = _read_source(source)
     audio = decode(original, name=label)
     prepared, notices, doubts = _prepare(audio, label, text, lang, confirm, progress, accept)
-    doubts = [*audio.notices, *doubts]
+    doubts = [*audio.notices, *doubts, *(_doubt_speaker(voices, speaker, prepared) if speaker else ())]
     info = ReferenceInfo(
         sha256=sha256(prepared.wav).hexdigest(),
         duration_s=round(len(prepared.samples) / prepared.sample_rate, 3),
@@ -389,6 +392,20 @@ def make_voice(
     voice = voices.save(voice, reference_wav=prepared.wav, original=original, original_suffix=suffix, replace=replace)
     voices.save_prompt(voice, key, prompt)
     return CloneResult(voice, prepared, chosen.name, (*doubts, *notices), tuple(doubts))
+
+
+def _doubt_speaker(voices: Library, speaker: Voice, take: PreparedReference) -> list[str]:
+    """Return a notice if the recording of a take does not sound like the speaker."""
+    from afterwords.backends.lite.speaker import embed
+
+    samples, sample_rate = read_wav(voices.reference(speaker), source=f"the reference of {speaker.name}")
+    similarity = float(embed(samples, sample_rate) @ embed(take.samples, take.sample_rate))
+    if similarity >= SAME_SPEAKER_MIN:
+        return []
+    return [
+        f"The recording may be of another person than {speaker.name}: its similarity is {similarity:.2f}, where the "
+        "same person has about 0.9. A take needs the consent of the person who speaks."
+    ]
 
 
 def _state_consent(kind: ConsentKind | str | None) -> Consent:
