@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afterwords.audio.subtitles import to_srt
 from afterwords.errors import TextError
 from afterwords.markup import Segment, parse
-from afterwords.models import LexiconEntry, WordTiming, word_spans
+from afterwords.models import Alignment, LexiconEntry, WordTiming, word_spans
+from afterwords.speech import without_markup
 from tests.error_codes import has_code
 
 
@@ -221,3 +223,20 @@ def test_sounds_of_a_phoneme_are_spoken_once(inner: str) -> None:
     assert script.text.lower().count("zq") == 1
     unread = parse(f"<speak>One <phoneme ph='x'>{inner}</phoneme> two</speak>", reads_ipa=False)
     assert len(unread.text.split()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "subtitle"),
+    [
+        ("<speak><break/></speak>", ""),
+        ("a\ufeffb [pause 1s] cd", "a\ufeffb cd"),
+        ("<speak>The <sub alias='World Wide Web'>WWW</sub> &lt; 1</speak>", "The WWW &lt; 1"),
+        ("<b>x</b>", "<b>x</b>"),
+    ],
+)
+def test_subtitles_are_what_is_spoken(text: str, subtitle: str) -> None:
+    n_chars = len(text)
+    times = {"start_s": tuple(map(float, range(n_chars))), "end_s": tuple(map(float, range(1, n_chars + 1)))}
+    spoken = without_markup(Alignment(characters=tuple(text), confidence=1, **times), parse(text))
+    assert " ".join("".join(spoken.characters).split()) == subtitle
+    assert bool(to_srt(spoken)) == bool(subtitle)

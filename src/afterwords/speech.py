@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -34,6 +35,8 @@ from afterwords.models import (
 )
 from afterwords.reference.transcription import align, check_aligner
 from afterwords.text import pause_after_s, split_live
+
+_TAG = re.compile("<[^>]*>")
 
 
 class Aligner:
@@ -102,11 +105,15 @@ def in_given_text(words: list[WordTiming], validated: str, given: str) -> list[W
 
 def without_markup(alignment: Alignment, script: Script) -> Alignment:
     """Return the alignment of the characters that are spoken, for subtitles."""
-    spoken = {at for segment in script.segments for at in chain(*map(range, segment.starts, segment.ends))}
-    is_spoken = iter([at in spoken for at, character in enumerate(script.source) if not character.isspace()])
+    places = {place for segment in script.segments for place in zip(segment.starts, segment.ends, strict=True)}
+    spoken = set(chain(*(range(start, end) for start, end in places)))
+    for start, end in places:
+        if end - start > 1:  # what an alias replaces, with the tags of SSML around it
+            spoken.difference_update(*(range(*tag.span()) for tag in _TAG.finditer(script.source, start, end)))
+    is_spoken = iter([at in spoken for at, c in enumerate(script.source) if not (c.isspace() or c == "\ufeff")])
     rows = zip(alignment.characters, alignment.start_s, alignment.end_s, strict=True)
     kept = [row for row in rows if row[0].isspace() or row[0] == "\ufeff" or next(is_spoken)]
-    characters, start_s, end_s = (tuple(column) for column in zip(*kept, strict=True))
+    characters, start_s, end_s = (tuple(row[column] for row in kept) for column in range(3))
     return alignment.model_copy(update={"characters": characters, "start_s": start_s, "end_s": end_s})
 
 
