@@ -103,6 +103,18 @@ def test_remote_workers_report_timestamps(world: World) -> None:
     assert (job["status"], job["error"]) == ("failed", "timestamps_unavailable")
 
 
+def test_text_of_pauses_is_verified_without_a_sentence(world: World) -> None:
+    report: dict[str, object] = {"has_passed": True, "sentences": []}
+    for text, is_accepted in (("[pause 1s]", True), ("Words.", False)):
+        job_id = submit_text(world.client, world.voice_id, text, verify=True)
+        with world.served.client(world.token) as worker:
+            claimed = worker.post("/v1/workers/claim", json=claim_body(wait_s=5)).json()["job"]
+            own = {"Authorization": f"Bearer {claimed['token']}"}
+            answer = worker.put(f"/v1/jobs/{job_id}/verification", json=report, headers=own)
+            assert answer.is_success == is_accepted, answer.text
+        world.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+
+
 def test_workers_report_verified_speech(world: World) -> None:
     attempt = {"seed": 7, "faults": ["silence"], "recognized": "Is it", "word_error_rate": 0.5, "longest_error": 1}
     attempt |= {"margin": 3.0, "excess_s": 0.1, "longest_silence_s": 1.6, "s_per_character": 0.06}
