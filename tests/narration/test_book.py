@@ -251,3 +251,16 @@ def test_cover_with_too_many_pixels_is_left_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(books, "MAX_COVER_PIXELS", 32 * 32 - 1)
     for kind in ("png", "jpg"):
         assert read_cover(image(kind)) is None
+
+
+def test_long_chapter_title_is_shortened_in_the_marks(tmp_path: Path) -> None:
+    (chapter,) = read_book(write(tmp_path / "b.md", "# " + "so long " * 9_000)).chapters
+    assert len(chapter.title) == books.MAX_TITLE_CHARS
+    assert len(chapter.paragraphs[0].text) == 71_999
+
+
+def test_markdown_of_many_open_brackets_is_read_in_linear_time(tmp_path: Path) -> None:
+    text = f"---\ntitle: 'A{' ' * 200_000}B'\nauthor:{' ' * 200_000}\n---\n" + "[^" * 5_000 + " end. [^1]"
+    book = read_book(write(tmp_path / "b.md", text))
+    assert book.title.startswith("A ")
+    assert book.chapters[0].paragraphs[0].text.endswith(" end.")

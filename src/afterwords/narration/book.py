@@ -18,6 +18,8 @@ from afterwords.text import check_text, is_speakable
 MAX_CHARS: Final = 10_000_000
 """Longest book, about a week of speech. The Bible has 4.5 million characters."""
 MAX_TEXT_BYTES: Final = 4 * MAX_CHARS
+MAX_TITLE_CHARS: Final = 250
+"""Of a chapter. From 64 KiB on, chapter marks of M4B and MP3 break."""
 MAX_COVER_BYTES: Final = 20 * 2**20
 MAX_COVER_PIXELS: Final = 50_000_000
 """To decode one takes up to 8 bytes of memory per pixel; a file of 2 MB can have more than 200 million."""
@@ -36,8 +38,8 @@ _CHAPTER_LINE: Final = re.compile(
 )
 _PARAGRAPH_END: Final = re.compile(r"\n[ \t]*\n\s*")
 _FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n(?P<fields>.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_FIELD: Final = re.compile(r"""^(title|author|lang)\s*:\s*["']?(.+?)["']?\s*$""", re.MULTILINE)
-_FOOTNOTE: Final = re.compile(r"^\[\^[^\]\s]+\]:.*(?:\n[ \t]+.*)*|\[\^[^\]\s]+\]", re.MULTILINE)
+_FIELD: Final = re.compile(r"^(title|author|lang)\s*:[ \t]*(\S.*)$", re.MULTILINE)
+_FOOTNOTE: Final = re.compile(r"^\[\^[^\]\s]{1,99}\]:.*(?:\n[ \t]+.*)*|\[\^[^\]\s]{1,99}\]", re.MULTILINE)
 _DECLARED: Final = re.compile(rb"""(?:\bencoding|\bcharset)\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""")
 _LANGS: Final = {
     **{"eng": "en", "zho": "zh", "chi": "zh", "jpn": "ja", "kor": "ko", "spa": "es", "fra": "fr", "fre": "fr"},
@@ -110,7 +112,7 @@ class Book:
                 continue
             starts = begins_chapter(block) if by_headings else block.chapter is not None
             if starts:
-                chapters.append((block.chapter or block.text, []))
+                chapters.append(((block.chapter or block.text)[:MAX_TITLE_CHARS], []))
             text = check_text(block.text, max_chars=MAX_CHARS)
             chapters[-1][1].append(Paragraph(text, bool(block.level)))
         spoken = tuple(Chapter(name, tuple(paragraphs)) for name, paragraphs in chapters if paragraphs)
@@ -203,7 +205,7 @@ def _render(text: str) -> tuple[str, dict[str, str]]:
     stated: dict[str, str] = {}
     text = text.replace("\r\n", "\n")
     if front := _FRONT_MATTER.match(text):
-        stated = dict(_FIELD.findall(front["fields"]))
+        stated = {name: value.strip().strip("\"'") for name, value in _FIELD.findall(front["fields"])}
         text = text[front.end() :]
     return MarkdownIt("commonmark").enable("table").render(_FOOTNOTE.sub("", text)), stated
 
