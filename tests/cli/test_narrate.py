@@ -48,7 +48,7 @@ def test_outline_shows_chapters_and_lengths(tmp_path: Path) -> None:
     assert [row[-1].strip() for row in rows] == ["chapter", "First & foremost", "Second", "Later", "all"]
     facts = json.loads(run("narrate", tmp_path / "tale.epub", "--dry-run", "--json").out)
     assert (facts["title"], facts["has_cover"], facts["sentences"]) == ("The Book", True, 8)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix in {".m4b", ".part"}] == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in {".m4b", ".sentences"}] == []
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def start(book: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def n_parts(out: Path) -> int:
-    return len(list(out.with_suffix(".part").glob("*.wav")))
+    return len(list(out.with_name(f"{out.name}.sentences").glob("*.wav")))
 
 
 def stop_after(process: subprocess.Popen[bytes], out: Path, n_sentences: int, sent: signal.Signals) -> tuple[int, str]:

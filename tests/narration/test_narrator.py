@@ -142,7 +142,7 @@ def test_speech_with_high_peaks_is_as_loud_as_asked(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         aw.narrate(write(tmp_path, "One sentence."), tmp_path / "book.flac", progress=stop)
-    (part,) = (tmp_path / "book.part").glob("*.wav")
+    (part,) = (tmp_path / "book.flac.sentences").glob("*.wav")
     decode(CLONE).save(part)  # its peaks are 20 dB above its loudness
     assert aw.narrate(tmp_path / "book.md", tmp_path / "book.flac").n_spoken == 0
 
@@ -213,17 +213,17 @@ def test_failed_narration_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         aw.narrate(book, out, progress=stop_at_second_chapter)
     assert out.read_bytes() == b"old"
-    parts = sorted((tmp_path / "book.part").iterdir())
+    parts = sorted((tmp_path / "book.wav.sentences").iterdir())
     assert len(parts) == 3 + 1  # and the lock
     assert {path.stat().st_mode & 0o777 for path in parts} == {0o600}
-    assert (tmp_path / "book.part").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "book.wav.sentences").stat().st_mode & 0o777 == 0o700
     assert all(aw.verify(path) for path in parts if path.suffix == ".wav")
 
-    (tmp_path / "book.part" / "mine.wav").write_bytes(b"other")
+    (tmp_path / "book.wav.sentences" / "mine.wav").write_bytes(b"other")
     done = aw.narrate(book, out)
     assert (done.n_spoken, done.n_sentences) == (2, 5)
     assert steps == sorted(steps)
-    assert [path.name for path in (tmp_path / "book.part").iterdir()] == ["mine.wav"]
+    assert [path.name for path in (tmp_path / "book.wav.sentences").iterdir()] == ["mine.wav"]
 
 
 def test_changed_text_and_options_are_spoken_again(tmp_path: Path) -> None:
@@ -232,10 +232,10 @@ def test_changed_text_and_options_are_spoken_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     def n_spoken(text: str = TEXT, *, ending: str = "wav", **options: float) -> int:
-        before = {path.name for path in tmp_path.glob("book.part/*.wav")}
+        before = {path.name for path in tmp_path.glob("*.sentences/*.wav")}
         with pytest.raises(KeyboardInterrupt):
             aw.narrate(write(tmp_path, text), tmp_path / f"book.{ending}", progress=leave_parts, **options)  # type: ignore[arg-type]
-        return len({path.name for path in tmp_path.glob("book.part/*.wav")} - before)
+        return len({path.name for path in tmp_path.glob("*.sentences/*.wav")} - before)
 
     assert n_spoken() == 5
     assert n_spoken(ending="flac", loudness=-16) == 0
@@ -252,7 +252,7 @@ def test_damaged_part_is_spoken_again(damage: bytes | None, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         aw.narrate(write(tmp_path), tmp_path / "book.flac", progress=stop)
-    part = next((tmp_path / "book.part").glob("*.wav"))
+    part = next((tmp_path / "book.flac.sentences").glob("*.wav"))
     part.write_bytes(part.read_bytes()[:-1000] if damage is None else damage)
     assert aw.narrate(tmp_path / "book.md", tmp_path / "book.flac").n_spoken == 1
 
@@ -267,7 +267,7 @@ def test_second_narration_into_one_file_is_refused(tmp_path: Path) -> None:
             refused.append(caught.value)
 
     assert aw.narrate(write(tmp_path), tmp_path / "book.wav", progress=try_again).n_spoken == 5
-    assert "book.part" in refused[0].message
+    assert "book.wav.sentences" in refused[0].message
 
 
 # -- failures -------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_broken_engine_ends_the_narration(tmp_path: Path, monkeypatch: pytest.Mo
     text = "Before all of this. " + "Now fault-fail happens again. " * 9
     with pytest.raises(SynthesisError):
         aw.narrate(write(tmp_path, text), tmp_path / "book.wav")
-    assert len(list((tmp_path / "book.part").glob("*.wav"))) == 1
+    assert len(list((tmp_path / "book.wav.sentences").glob("*.wav"))) == 1
     assert not (tmp_path / "book.wav").exists()
 
 
@@ -306,7 +306,7 @@ def test_full_disk_keeps_the_sentences(tmp_path: Path, monkeypatch: pytest.Monke
             aw.narrate(write(tmp_path, text), tmp_path / "book.wav")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert len(list((tmp_path / "book.part").glob("*.wav"))) == 5
+    assert len(list((tmp_path / "book.wav.sentences").glob("*.wav"))) == 5
     assert aw.narrate(tmp_path / "book.md", tmp_path / "book.wav").n_spoken == 1
 
 
@@ -323,7 +323,7 @@ def test_wrong_options_are_refused_before_the_work(tmp_path: Path) -> None:
         aw.narrate(book, tmp_path / "book.wav", cover=tmp_path / "c.gif")
     with pytest.raises(TextError, check=has_code("empty_text")):
         aw.narrate(write(tmp_path, "[pause 1s]", "p.md"), tmp_path / "book.wav")
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.sentences"))
 
 
 def test_output_never_replaces_a_source_or_another_output(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def narrate(
                 progress=progress,
             )
     except BaseException:
-        parts = path.parent / f"{path.stem}.part"  # the path may have no name
+        parts = path.parent / f"{path.name}.sentences"  # the path may have no name
         if kept := len(list(parts.glob("*.wav"))):
             output.note(f"{kept:,} sentences are kept in {output.shown(str(parts))}. Run it again to go on.")
         raise

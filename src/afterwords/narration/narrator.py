@@ -64,7 +64,7 @@ ENCODINGS: Final = {
     ".flac": SpeechFormat.FLAC,
     ".wav": SpeechFormat.WAV,
 }
-_PART: Final = re.compile(r"[0-9a-f]{64}\.wav(?:\.part)?|lock")
+_PART: Final = re.compile(r"[0-9a-f]{64}\.wav(?:\.part)?")
 _WRITING: Final = 0.03
 """Share of the progress for writing the file after all was spoken."""
 
@@ -114,7 +114,7 @@ def narrate(
 ) -> Narration:
     """Speak a book into one audio file with chapters.
 
-    Sentences are kept in a private folder next to the file, such as `book.part`, until the file is complete. If this is
+    Sentences are kept in a private folder next to the file, such as `book.m4b.sentences`, until the file is complete. If this is
     interrupted, call it again with the same arguments: it goes on with the first missing sentence.
 
     Args:
@@ -160,7 +160,8 @@ def narrate(
     sentences, notices = write_script(source, check_cast(cast or {}), emotions)
     options = SpeechOptions.check(lang=lang or known_lang(source.lang), backend=backend, speed=speed, seed=seed)
     speakers = _find_speakers(sentences, voice, options, progress)
-    folder = out.resolve().with_suffix(".part")
+    target = out.resolve()
+    folder = target.with_name(f"{target.name}.sentences")
     disk.make_folder(folder)
     busy = LibraryError(f"Another process narrates a book into {folder}.", code="library_busy")
     with disk.lock(folder / "lock", timeout_s=0, busy=busy):
@@ -177,7 +178,10 @@ def narrate(
         shown = take.cues() if subtitles else []
         for path, write in subtitles.items():
             write_atomically(path, write(shown).encode())
-    _remove_parts(folder)
+        _remove_parts(folder)
+    with suppress(OSError):  # it has other files, or another process uses it
+        (folder / "lock").unlink()
+        folder.rmdir()
     progress(1.0, "done")
     if out.suffix.lower() == ".wav":
         notices.append("A WAV file has no chapters and no cover; use .m4b, .mp3 or .flac for them.")
@@ -208,13 +212,10 @@ def _check_outputs(outputs: Sequence[Path], *sources: Path | str | None) -> None
 
 
 def _remove_parts(folder: Path) -> None:
-    """Remove the sentences and the lock; a folder with other files stays."""
     with disk.translate_errors(folder):
         for path in folder.iterdir():
             if _PART.fullmatch(path.name):
                 path.unlink()
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _read_image(path: Path) -> bytes:

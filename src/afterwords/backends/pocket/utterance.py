@@ -47,7 +47,11 @@ class PocketUtterance:
         """
         sizes = chain(FRAMES_PER_DECODE, repeat(FRAMES_PER_DECODE[-1]))
         self._slots.acquire()  # the thread releases it
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the system has no thread left
+            self._slots.release()
+            raise
         try:
             for sentence in self._sentences:
                 last = np.float32(0)
