@@ -32,12 +32,15 @@ from afterwords.models import (
     Provenance,
     ReferenceInfo,
     Seed,
+    SentenceVerification,
+    SpeechAttempt,
     SpeechFormat,
     SpeechOptions,
     SpeechResult,
     SpeechTask,
     Speed,
     Usage,
+    Verification,
     Voice,
     WordTiming,
     is_id,
@@ -53,6 +56,18 @@ REFERENCE = ReferenceInfo(sha256="a" * 64, duration_s=12.5, sample_rate=24_000, 
 CONSENT = Consent(kind=ConsentKind.SELF, stated_at=NOON)
 CANARY = "canary-never-print-this"
 ONE_ID = "0b9f6c3e-8f52-4c1e-9d7a-1f2e3d4c5b6a"
+ATTEMPT = SpeechAttempt(
+    seed=None,
+    faults=(),
+    recognized=CANARY,
+    word_error_rate=0,
+    longest_error=0,
+    margin=0,
+    excess_s=0,
+    longest_silence_s=0,
+    s_per_character=0.06,
+)
+SENTENCE = SentenceVerification(text=CANARY, start_s=0, end_s=1, attempts=(ATTEMPT,), kept=0)
 
 EXAMPLES: list[Model] = [
     CONSENT,
@@ -67,6 +82,9 @@ EXAMPLES: list[Model] = [
     Alias(alias="alloy", voice_id="1", voice="me"),
     Usage(characters=1, period_start=NOON, period_end=NOON, days=(DayUsage(day=NOON.date(), characters=1),)),
     DayUsage(day=NOON.date(), characters=1),
+    ATTEMPT,
+    SENTENCE,
+    Verification(has_passed=True, sentences=(SENTENCE,)),
     Estimate(
         characters=1,
         charged_characters=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from afterwords.errors import InvalidInputError, TextError, UnsupportedLangError
@@ -327,6 +327,7 @@ def test_no_two_tiny_neighbors_remain() -> None:
 
 
 @given(PROSE, st.sampled_from(["sentence", "clause"]))
+@example("aaaU.S.3.14. —U.S.", "clause")
 def test_units_are_the_text_however_it_is_cut(text: str, by: Granularity) -> None:
     at_once, by_character = LiveSplitter(by), LiveSplitter(by)
 

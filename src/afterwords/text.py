@@ -383,19 +383,28 @@ class LiveSplitter:
         """Return where the first unit of the rest ends, after its whitespace, if that is certain."""
         window = self._rest[: UNIT_MAX_CHARS + 1]
         first = next((i for i, character in enumerate(window) if is_speakable(character)), len(window))
-        ends = []
+        ends: list[int] = []
+        undecided = len(self._rest) + 1  # the first place that more text may show to be an end
         for marks in self._marks:
             for mark in marks.finditer(window):
                 if mark.end() <= first:
                     continue
                 end = self._skip_space(mark.end())
-                # More text could belong to the mark, or to the whitespace after it.
-                is_certain = end is not None and (marks is not _STOP or self._is_stop(mark, end, is_whole=is_whole))
-                if end is not None and is_certain and self._is_long(self._rest[:end]):
+                if end is None or not self._is_long(
+                    self._rest[:end]
+                ):  # more text could belong to the mark, or the space
+                    continue
+                is_end = self._is_stop(mark, end, is_whole=is_whole) if marks is _STOP else True
+                if is_end is None:
+                    undecided = end
+                elif is_end:
                     ends.append(end)
+                if is_end is not False:
                     break
-        if ends:
+        if ends and min(ends) <= undecided:
             return min(ends)
+        if undecided <= len(self._rest):
+            return None
         return _split_point(window, UNIT_MAX_CHARS) if len(window) > UNIT_MAX_CHARS else None
 
     def _skip_space(self, position: int) -> int | None:
@@ -406,14 +415,14 @@ class LiveSplitter:
             position += 1
         return None
 
-    def _is_stop(self, stop: re.Match[str], end: int, *, is_whole: bool) -> bool:
-        """Return whether a sentence certainly ends at this stop; after a period, the next word decides."""
+    def _is_stop(self, stop: re.Match[str], end: int, *, is_whole: bool) -> bool | None:
+        """Return whether a sentence ends at this stop; None until the next word is there, which decides it."""
         space = self._rest[stop.end() : end]
         following = self._rest[end : end + _WORD_MAX]
         if stop["mark"] == ".":
             word = _WORD_AFTER.match(following)
             if not is_whole and len(following) < _WORD_MAX and (word is None or word.end() == len(following)):
-                return False
+                return None
             following = following[: word.end() + 1] if word else following
         else:
             following = following[0]

@@ -176,7 +176,7 @@ class TestTexts:
     @pytest.mark.parametrize(
         "text",
         [
-            '<speak><audio src="http://{here}/x.wav"/>hi<break time="9999s"/></speak>',
+            '<speak><audio src="http://{here}/x.wav"/>hi<break time="9999s"></speak>',
             "<script>fetch('http://{here}/')</script>",
             '<!DOCTYPE x [<!ENTITY y SYSTEM "http://{here}/z">]><x>&y;</x>',
             "{{{{ 7 * 7 }}}} ${{jndi:ldap://{here}/x}} #{{7*7}} <%= 7 * 7 %> %(name)s {{0.__class__}}",

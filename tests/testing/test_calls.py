@@ -85,6 +85,11 @@ class TestTrigger(ServiceContract):
 
     # -- what only the trigger form has
 
+    def test_words_are_streamed_with_the_audio(self, client: httpx.Client, voice_id: str) -> None:
+        body = {"input": "Hello.", "voice": voice_id, "stream_format": "sse", "word_timestamps": True}
+        refused = client.post("/v1/audio/speech", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "timestamps_unavailable")
+
     def test_trigger_gets_the_hosted_form(self, server: RunningServer, client: httpx.Client, voice_id: str) -> None:
         job_id = self.submit(client, voice_id, "In the hosted form.")
         assert self.wait_for(client, job_id) == "ready"

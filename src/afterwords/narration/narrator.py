@@ -114,8 +114,8 @@ def narrate(
 ) -> Narration:
     """Speak a book into one audio file with chapters.
 
-    Sentences are kept in a private folder next to the file, such as `book.m4b.sentences`, until the file is complete. If this is
-    interrupted, call it again with the same arguments: it goes on with the first missing sentence.
+    Sentences are kept in a private folder next to the file, such as `book.m4b.sentences`, until the file is complete.
+    If this is interrupted, call it again with the same arguments: it goes on with the first missing sentence.
 
     Args:
         book: An EPUB, Markdown, HTML or text file.

@@ -127,6 +127,7 @@ class DispatcherContract:
         self.wait_for(client, self.submit(client, voice_id, "The voice is prepared."))
         body = {"voice_id": voice_id, "text": SLOW, "stream": True, "response_format": "pcm"}
         with client.stream("POST", "/v1/synthesize", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
             job_id = answer.headers["x-job-id"]
             chunks = list(answer.iter_raw())
         assert self.wait_for(client, job_id) == "ready"
@@ -137,6 +138,7 @@ class DispatcherContract:
         self.wait_for(client, self.submit(client, voice_id, "The voice is prepared."))
         body = {"input": SLOW, "voice": voice_id, "stream_format": "sse", "word_timestamps": True}
         with client.stream("POST", "/v1/audio/speech", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
             job_id = answer.headers["x-job-id"]
             events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
         assert self.wait_for(client, job_id) == "ready"

@@ -83,9 +83,14 @@ class CallFailedError(CallError):
 
 
 class Service(Protocol):
-    """A service that runs jobs. Its methods raise CallError."""
+    """A service that runs jobs. Its methods raise CallError.
+
+    Attributes:
+        sends_words: Its containers send the times of words with the audio.
+    """
 
     name: str
+    sends_words: bool
 
     async def call(self, claim: Claim) -> str | None:
         """Start a job, and return the ID of the call if the service has IDs."""
@@ -135,6 +140,8 @@ class CallDispatcher:
 
     @property
     def timed(self) -> Set[str]:
+        if not self.service.sends_words:
+            return set()
         return {name for name, backend in self._offered.items() if backend.engine and has_timing(backend.engine)}
 
     @property

@@ -64,6 +64,7 @@ class App:
     """The apps that `afterwords deploy modal` deploys, one for each backend; implements `Service`."""
 
     name = "modal"
+    sends_words = True
 
     def __init__(self, settings: Settings, queue: AttemptQueue) -> None:
         self._settings = settings

@@ -63,6 +63,7 @@ class _Endpoint:
     """The API of a serverless endpoint; implements `Service`."""
 
     name = "runpod"
+    sends_words = True
 
     def __init__(self, settings: Settings, queue: AttemptQueue) -> None:
         key = settings.runpod_api_key.get_secret_value() if settings.runpod_api_key else ""

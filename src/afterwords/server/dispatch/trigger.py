@@ -97,6 +97,7 @@ class Trigger:
     """An app with the hosted dispatch form; implements `Service`."""
 
     name = "modal"
+    sends_words = False  # the form has audio only
 
     def __init__(self, settings: Settings, queue: AttemptQueue, url: str) -> None:
         headers = {}
