@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from itertools import pairwise
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -264,3 +265,17 @@ def test_markdown_of_many_open_brackets_is_read_in_linear_time(tmp_path: Path) -
     book = read_book(write(tmp_path / "b.md", text))
     assert book.title.startswith("A ")
     assert book.chapters[0].paragraphs[0].text.endswith(" end.")
+
+
+def test_page_that_an_epub_lacks_is_reported(tmp_path: Path) -> None:
+    package = PACKAGE.replace('<itemref idref="one"/>', '<itemref idref="one"/><itemref idref="gone"/>')
+    book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/book.opf": package}))
+    assert book.notices == ("The book refers to a page that it does not have; the rest is read.",)
+    assert texts(book) == texts(read_book(write_epub(tmp_path / "whole.epub")))
+
+
+@pytest.mark.parametrize("html", ["<nav>" + "<i>" * 100_000 + "</b>" * 100_000, "<title>" + "a<i>" * 100_000])
+def test_hostile_html_is_read_in_linear_time(html: str) -> None:
+    started = process_time()
+    Page(html)
+    assert process_time() - started < 20  # it took minutes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from posixpath import dirname, join, normpath
 from typing import BinaryIO, Final, NoReturn
@@ -51,6 +52,7 @@ class _Epub:
         package_path = unquote(root.get("full-path", "")) if root is not None else ""
         self._package = self._xml(package_path)
         self._folder = dirname(package_path)
+        self._n_missing = 0  # pages
         self._items = {item.get("id", ""): item for item in self._package.findall("{*}manifest/{*}item")}
 
     def book(self) -> Book:
@@ -66,7 +68,7 @@ class _Epub:
         )
         contents = self._contents()
         cover = self._cover()
-        return Book.from_blocks(
+        book = Book.from_blocks(
             self._path,
             self._blocks(contents),
             title=next(filter(None, stated.get("title", [])), None),
@@ -75,12 +77,19 @@ class _Epub:
             lang=next(filter(None, stated.get("language", [])), None),
             cover=read_cover(cover) if cover else None,
         )
+        if not self._n_missing:
+            return book
+        pages = "a page" if self._n_missing == 1 else f"{self._n_missing} pages"
+        return replace(book, notices=(f"The book refers to {pages} that it does not have; the rest is read.",))
 
     def _blocks(self, contents: dict[str, dict[str, str]]) -> Iterator[Block]:
         spine = self._package.find("{*}spine")
         for entry in spine if spine is not None else ():
             item = self._items.get(entry.get("idref", ""))
-            if item is None or entry.get("linear") == "no" or "nav" in item.get("properties", "").split():
+            if item is None:
+                self._n_missing += 1
+                continue
+            if entry.get("linear") == "no" or "nav" in item.get("properties", "").split():
                 continue
             name = self._resolve(self._folder, item.get("href", ""))
             if item.get("media-type", "").startswith("image/"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from typing import Final, NamedTuple
@@ -73,11 +74,18 @@ class Page(HTMLParser):
         self._parts: list[str] = []
         self._level = 0
         self._skipped: list[str] = []  # open elements from the outermost skipped one
+        self._n_skipped: Counter[str] = Counter()  # of each tag
         self._in_title = False
+        self._title: list[str] = []
         self._link: int | None = None  # number of parts before an open link to a place in a book
         self.feed(text)
         self.close()
         self._end_block()
+        self.title = _SPACE.sub(" ", "".join(self._title)).strip() or None
+
+    def _skip(self, tag: str) -> None:
+        self._skipped.append(tag)
+        self._n_skipped[tag] += 1
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
@@ -87,7 +95,7 @@ class Page(HTMLParser):
             self.author = given.get("content", "").strip() or None
         if self._skipped:
             if tag not in _VOID:
-                self._skipped.append(tag)
+                self._skip(tag)
             return
         if tag == "title":
             self._in_title = True
@@ -102,7 +110,7 @@ class Page(HTMLParser):
         types = set(f"{given.get('epub:type', '')} {given.get('role', '')}".lower().split())
         is_hidden = "hidden" in given or given.get("aria-hidden") == "true"
         if (tag in _SKIPPED or types & _SKIPPED_TYPES or is_hidden) and tag not in _VOID | {"html", "body"}:
-            self._skipped.append(tag)
+            self._skip(tag)
         elif tag == "br":
             self._parts.append(" ")
         elif tag == "a" and "#" in given.get("href", ""):
@@ -115,8 +123,10 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if self._skipped:
-            if tag in self._skipped:
-                del self._skipped[len(self._skipped) - 1 - self._skipped[::-1].index(tag) :]
+            while self._n_skipped[tag]:
+                self._n_skipped[last := self._skipped.pop()] -= 1
+                if last == tag:
+                    break
             return
         if tag == "title":
             self._in_title = False
@@ -131,7 +141,7 @@ class Page(HTMLParser):
         if self._skipped:
             return
         if self._in_title:
-            self.title = _SPACE.sub(" ", (self.title or "") + data).strip() or None
+            self._title.append(data)
         else:
             self._parts.append(data)
 

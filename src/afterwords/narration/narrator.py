@@ -196,7 +196,7 @@ def narrate(
         n_sentences=len(take.parts),
         n_spoken=take.n_new,
         left_out=tuple(take.left_out),
-        notices=(*notices, *take.notices()),
+        notices=(*source.notices, *notices, *take.notices()),
     )
 
 
