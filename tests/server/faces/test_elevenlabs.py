@@ -413,7 +413,8 @@ def test_timestamps_cover_the_text_and_the_audio(client: ElevenLabs) -> None:
 def test_lines_with_timestamps_come_while_it_is_spoken(http: httpx.Client) -> None:
     body, path = {"text": f"{SLOW} in lines"}, f"{SPEECH}/me/stream/with-timestamps"
     with http.stream("POST", path, json=body, params={"output_format": "pcm_24000"}) as answer:
-        first = json.loads(next(answer.iter_lines()))
+        lines = answer.iter_lines()  # once it is garbage, the response is closed
+        first = json.loads(next(lines))
         assert http.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()["status"] == "pending"
     assert first["alignment"]["characters"][0] == "f"
 
