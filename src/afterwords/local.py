@@ -398,8 +398,8 @@ def _doubt_speaker(voices: Library, speaker: Voice, take: PreparedReference) -> 
     """Return a notice if the recording of a take does not sound like the speaker."""
     from afterwords.backends.lite.speaker import embed
 
-    samples, sample_rate = read_wav(voices.reference(speaker), source=f"the reference of {speaker.name}")
-    similarity = float(embed(samples, sample_rate) @ embed(take.samples, take.sample_rate))
+    reference = _reference(voices, speaker)
+    similarity = float(embed(reference.samples, reference.sample_rate) @ embed(take.samples, take.sample_rate))
     if similarity >= SAME_SPEAKER_MIN:
         return []
     return [

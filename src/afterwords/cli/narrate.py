@@ -9,7 +9,7 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.options import complete_voice
-from afterwords.cli.say import AsJson, Backend, Speed
+from afterwords.cli.say import AsJson, Backend, Speed, Srt, Vtt
 
 if TYPE_CHECKING:
     from afterwords.narration.narrator import Narration
@@ -38,8 +38,6 @@ BookLang = Annotated[
 BookSeed = Annotated[int, typer.Option("--seed", help="Random seed: the same seed gives the same speech.")]
 Loudness = Annotated[float, typer.Option("--loudness", help="Loudness of each voice in LUFS, -35 to -12.")]
 Cover = Annotated[Path | None, typer.Option("--cover", help="JPEG or PNG file. (default: the cover of an EPUB)")]
-BookSrt = Annotated[Path | None, typer.Option("--srt", help="Subtitle file to write, in SRT format.")]
-BookVtt = Annotated[Path | None, typer.Option("--vtt", help="Subtitle file to write, in WebVTT format.")]
 Outline = Annotated[
     bool, typer.Option("--dry-run", help="Speak nothing: print the chapters and their expected lengths.")
 ]
@@ -56,8 +54,8 @@ def narrate(
     seed: BookSeed = 0,
     loudness: Loudness = -19.0,
     cover: Cover = None,
-    srt: BookSrt = None,
-    vtt: BookVtt = None,
+    srt: Srt = None,
+    vtt: Vtt = None,
     dry_run: Outline = False,
     as_json: AsJson = False,
 ) -> None:

@@ -355,8 +355,9 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     from afterwords.text import check_text
 
     text, options = request.text, request.options.model_dump()
-    if isinstance(text, str):
-        _note_all(parse(check_text(text)).notices)
+    script = parse(check_text(text)) if isinstance(text, str) else None
+    if script:
+        _note_all(script.notices)
     with connect(profile) as client:
         voice = _choose_voice(client, request, profile)
         done: RemoteSpeech | LiveSpeech | RemoteJob
@@ -384,8 +385,8 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         if request.timing or request.verify:
             job = client.jobs.wait(str(done.job_id), timeout_s=timeout_s)  # a stream ends before its job
             verification = job.verification() if request.verify else None
-        if request.timing:
-            _write_times(job.alignment(), parse(check_text(str(text))), request.timing)
+        if script and request.timing:
+            _write_times(job.alignment(), script, request.timing)
     facts = {
         "file": request.destination.file if request.destination else None,
         "voice": voice if isinstance(voice, str) else voice.name,

@@ -34,6 +34,7 @@ from afterwords.server.records import (
     NewJob,
     QueueLimits,
     Quota,
+    ReportKind,
     StoredJob,
     StoredVoice,
 )
@@ -423,13 +424,8 @@ class Synthesis:
             NotFoundError: The job is not ready.
             UnavailableError: It was submitted without timestamps, or its worker can't find them.
         """
-        code = "timestamps_unavailable"
-        if job.status is not JobStatus.READY and job.error != code:
-            raise NotFoundError(f"The job has no timestamps: its status is {job.status}.", code="job_not_ready")
-        if (timing := await self.store.get_report(job.job_id, "timing")) is None:
-            why = "its worker can't find them" if job.timestamps else "it was submitted without them"
-            raise UnavailableError(f"The job has no timestamps: {why}.", code=code)
-        return Alignment.model_validate_json(timing)
+        why = "its worker can't find them" if job.timestamps else "it was submitted without them"
+        return Alignment.model_validate_json(await self._get_report(job, "timing", "timestamps", why=why))
 
     def has_timing(self, voice: StoredVoice, request: SynthesisRequest) -> bool:
         """Return whether the words of a request have times while they are spoken.
@@ -449,13 +445,17 @@ class Synthesis:
             NotFoundError: The job is not ready.
             UnavailableError: It was submitted without `verify`, or its worker can't verify.
         """
-        code = "verification_unavailable"
+        why = "its worker can't verify speech" if job.verify else "it was submitted without `verify`"
+        return Verification.model_validate_json(await self._get_report(job, "verification", "verification", why=why))
+
+    async def _get_report(self, job: StoredJob, kind: ReportKind, name: str, *, why: str) -> str:
+        """Return a report about a job; raise with its public name, and why it may be missing."""
+        code = f"{name}_unavailable"
         if job.status is not JobStatus.READY and job.error != code:
-            raise NotFoundError(f"The job has no verification: its status is {job.status}.", code="job_not_ready")
-        if (report := await self.store.get_report(job.job_id, "verification")) is None:
-            why = "its worker can't verify speech" if job.verify else "it was submitted without `verify`"
-            raise UnavailableError(f"The job has no verification: {why}.", code=code)
-        return Verification.model_validate_json(report)
+            raise NotFoundError(f"The job has no {name}: its status is {job.status}.", code="job_not_ready")
+        if (report := await self.store.get_report(job.job_id, kind)) is None:
+            raise UnavailableError(f"The job has no {name}: {why}.", code=code)
+        return report
 
     async def cancel(self, caller: Caller, job_id: str) -> StoredJob:
         """Cancel a pending job, and refund it.
