@@ -686,7 +686,8 @@ def estimate(
     speaker = _find_voice(library(), voice, emotion)
     lang = normalize_lang(options.lang or speaker.lang)
     chosen, _ = _choose_backend(speaker, options.backend, lang)
-    script = parse(text, lexicon=speaker.lexicon)
+    palette = takes(library().list(), speaker) if speaker.family else {}
+    script = parse(text, emotions=[*palette, NEUTRAL] if palette else (), lexicon=speaker.lexicon)
     unspoken(registry.engine_for(chosen), script.text)  # raises if that is the whole text
     return Estimate(
         characters=len(text),
@@ -708,7 +709,10 @@ def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None 
             found = voices.get(voice.voice_id)
         except VoiceNotFoundError:
             raise VoiceNotFoundError.for_name(voice.name) from None
-    return found if emotion is None else find_take(voices.list(), found, emotion)
+    if emotion is None:
+        return found
+    take = find_take(voices.list(), found, emotion)
+    return take.model_copy(update={"metadata": {"lexicon": found.metadata.get("lexicon", []), **take.metadata}})
 
 
 def _choose_backend(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:

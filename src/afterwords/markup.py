@@ -15,7 +15,7 @@ from typing import Final
 from xml.parsers import expat
 
 from afterwords.errors import TextError
-from afterwords.models import LexiconEntry, WordTiming
+from afterwords.models import LexiconEntry, Reading, WordTiming
 from afterwords.text import expected_speech_s, is_speakable
 
 MAX_PAUSE_S: Final = 5.0
@@ -143,6 +143,19 @@ def parse(
         script.write(text, 0)
         script.note(f"The SSML is spoken as text: {why}.")
     return script.finish()
+
+
+def reading_of(text: str, *, lexicon: tuple[LexiconEntry, ...], emotions: Collection[str]) -> Reading:
+    """Return the part of a lexicon, and of the names of takes, that a text may use. It reads the text in the same way.
+
+    Raises:
+        TextError: As for `parse`.
+    """
+    written, spoken = text.lower(), _fold(parse(text).text) if lexicon else ""
+    return Reading(
+        lexicon=tuple(entry for entry in lexicon if _fold(entry.word) in spoken),
+        emotions=tuple(sorted(name for name in {*emotions} if f"[{name}]" in written)),
+    )
 
 
 class _Writer:

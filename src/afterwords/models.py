@@ -155,6 +155,17 @@ class LexiconEntry(Model):
     )
 
 
+class Reading(Model):
+    """How a text is read: words that are pronounced in another way, and names in brackets that are tags."""
+
+    lexicon: tuple[LexiconEntry, ...] = Field(default=(), repr=False, description="Entries of the voice's lexicon.")
+    emotions: tuple[str, ...] = Field(default=(), description="Names of takes.")
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.lexicon or self.emotions)
+
+
 class Voice(Model):
     """A voice: a name, a reference recording, its transcript and language, and the consent to use it."""
 
@@ -189,13 +200,18 @@ class Voice(Model):
     @property
     def emotion(self) -> str | None:
         """Emotion of the recording, `metadata["emotion"]`: this voice is a take of the speaker who is its family."""
-        emotion = self.metadata.get("emotion")
-        return emotion if isinstance(emotion, str) and self.family else None
+        return read_emotion(self.metadata, self.family)
 
     @property
     def lexicon(self) -> tuple[LexiconEntry, ...]:
         """How this voice pronounces words, `metadata["lexicon"]`."""
         return read_lexicon(self.metadata)
+
+
+def read_emotion(metadata: Mapping[str, Any], family: str | None) -> str | None:
+    """Return the emotion in the metadata of a voice, which anyone may have written; without a family, it is no take."""
+    emotion = metadata.get("emotion")
+    return emotion if isinstance(emotion, str) and family else None
 
 
 def read_lexicon(metadata: Mapping[str, Any]) -> tuple[LexiconEntry, ...]:
@@ -324,6 +340,9 @@ class SpeechTask(Model):
     seed: Seed | None = Field(default=None, description="Seed that makes sampling reproducible.")
     lexicon: tuple[LexiconEntry, ...] = Field(
         default=(), repr=False, description="Words of the voice; they are replaced before an engine gets the task."
+    )
+    emotions: tuple[str, ...] = Field(
+        default=(), description="Names in brackets that are tags of the text, and not text, as for `lexicon`."
     )
     pronunciations: dict[str, str] = Field(
         default={}, repr=False, description="IPA of words that stand in the text for others; see `Engine.reads_ipa`."

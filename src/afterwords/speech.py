@@ -60,7 +60,7 @@ class Aligner:
         if not self.is_timed:
             check_aligner(f"The backend {task.backend} reports")
         self._sample_rate, self._task, self._text = engine.sample_rate, task, text
-        self._script = script or parse(task.text, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
+        self._script = script or _read(engine, task)
         self._words: list[WordTiming] = []
         self._samples: list[Samples] = []
         self._n_samples = 0
@@ -91,6 +91,10 @@ class Aligner:
         found = align(audio, script.text, lang=self._task.lang, progress=progress)
         words = in_given_text(script.words_in_source(found.words), self._task.text, self._text)
         return Alignment.from_words(self._text, words, audio.duration_s, confidence=found.confidence)
+
+
+def _read(engine: Engine, task: SpeechTask) -> Script:
+    return parse(task.text, emotions=task.emotions, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
 
 
 def in_given_text(words: list[WordTiming], validated: str, given: str) -> list[WordTiming]:
@@ -243,7 +247,7 @@ def speak(
     """
     import numpy as np
 
-    script = script or parse(task.text, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
+    script = script or _read(engine, task)
     expected_s = script.expected_s(speed=speed)
     n_samples = 0
     last = 0.0
@@ -260,7 +264,9 @@ def speak(
         part = (
             (takes or {})
             .get(segment.emotion or "", task)
-            .model_copy(update={"text": segment.text, "pronunciations": segment.pronunciations, "lexicon": ()})
+            .model_copy(
+                update={"text": segment.text, "pronunciations": segment.pronunciations, "lexicon": (), "emotions": ()}
+            )
         )
         rate = min(SPEED_MAX, max(SPEED_MIN, speed * segment.rate))
         with closing(_speak_segment(engine, part, rate, n_samples / engine.sample_rate, checker)) as chunks:

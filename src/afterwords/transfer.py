@@ -31,6 +31,7 @@ from afterwords.library.bundle import BundledPrompt, pack, unpack
 from afterwords.library.library import Library
 from afterwords.library.links import Links
 from afterwords.library.prompts import save_bundled_prompts, usable_prompts
+from afterwords.library.takes import takes
 from afterwords.models import Voice, new_id
 
 
@@ -70,7 +71,7 @@ class TransferResult:
 
 
 def push(voice: Voice | str, *, client: Client | None = None, replace: bool = False) -> Voice:
-    """Copy a voice from the library to a server: its prepared recording, transcript, consent and seal.
+    """Copy a voice from the library to a server, with its takes: recordings, transcripts, consent and seals.
 
     Args:
         voice: A voice of the library, its name or its id.
@@ -78,8 +79,8 @@ def push(voice: Voice | str, *, client: Client | None = None, replace: bool = Fa
         replace: Replace a different voice of that name on the server, which is deleted with all its audio.
 
     Returns:
-        The voice as the server stores it. Pushing it again only updates its name, transcript, language, family
-        and lexicon.
+        The voice as the server stores it. Pushing it again only updates its name, transcript, language, family,
+        emotion and lexicon, and pushes new takes.
 
     Raises:
         VoiceNotFoundError: The library has no such voice.
@@ -87,6 +88,8 @@ def push(voice: Voice | str, *, client: Client | None = None, replace: bool = Fa
     """
     with _connect(client) as server:
         pushed = send(voice, client=server, replace=replace).voice
+        for take in takes_of(voice):
+            send(take, client=server, replace=replace)
     assert pushed is not None, "send returns the voice"
     return pushed
 
@@ -170,6 +173,13 @@ def fetch(voice: Voice | str, *, client: Client, replace: bool = False) -> Trans
         return TransferResult(saved.name, TransferStatus.PULLED, saved, notices=notices)
 
 
+def takes_of(voice: Voice | str) -> list[Voice]:
+    """Return the takes of a voice of the library; a take has none."""
+    library, _ = _open_library()
+    speaker = library.get(voice.voice_id if isinstance(voice, Voice) else voice)
+    return [] if speaker.emotion else [*takes(library.list(), speaker).values()]
+
+
 def find_remote(voice: Voice, *, client: Client) -> Voice | None:
     """Return the copy of a library's voice on a server, or None if it was never pushed there."""
     return _match(voice, client, _open_library()[1])[0]
@@ -219,8 +229,9 @@ def _differences(local: Voice, remote: Voice) -> dict[str, Any]:
     wanted = {"name": local.name, "text": local.ref_text, "lang": local.lang, "family": local.family}
     stored = {"name": remote.name, "text": remote.ref_text, "lang": remote.lang, "family": remote.family}
     changes: dict[str, Any] = {f: value for f, value in wanted.items() if value is not None and value != stored[f]}
-    if "lexicon" in local.metadata and local.lexicon != remote.lexicon:  # the rest may have been changed there
-        changes["metadata"] = remote.metadata | {"lexicon": local.metadata["lexicon"]}
+    ours = {name: local.metadata[name] for name in ("emotion", "lexicon") if name in local.metadata}
+    if not ours.items() <= remote.metadata.items():  # the rest may have been changed there
+        changes["metadata"] = remote.metadata | ours
     return changes
 
 

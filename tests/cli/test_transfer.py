@@ -70,11 +70,12 @@ def test_sync_lists_every_voice(client: aw.Client) -> None:
 def test_take_speaks_on_a_server(tmp_path: Path) -> None:
     audio = aw.Audio(np.ascontiguousarray(decode(READER).samples[: 16_000 * 9]), 16_000)
     aw.clone(audio.save(tmp_path / "happy.wav"), name="me", emotion="happy", consent="self")
-    run("sync")
+    pushed = json.loads(run("push", "me", "--json").out)
+    assert [take["name"] for take in pushed["takes"]] == ["me-happy"]
     hello = ("say", "Hello.", "--voice", "me", "--emotion", "happy", "--remote", "-o", str(tmp_path / "hello.wav"))
     done = run(*hello, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["voice"] == "me-happy"
+    assert json.loads(done.out)["voice_id"] == pushed["takes"][0]["voice"]["voice_id"]
     assert run(*hello, "--dry-run").code == 2
 
 

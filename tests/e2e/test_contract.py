@@ -311,7 +311,7 @@ class TestVoices:
             made = register(user, name="only")
             listed = user.get("/v1/voices").json()
         assert [set(voice) for voice in listed] == [
-            {"voice_id", "name", "backend", "lang", "family", "status", "created_at"}
+            {"voice_id", "name", "backend", "lang", "family", "emotion", "status", "created_at"}
         ]
         assert listed[0]["voice_id"] == made
 
@@ -514,6 +514,44 @@ class TestSynthesize:
             assert wait_for_job(client, job_id)["status"] == "ready"
             said.append(len(client.get(f"/v1/jobs/{job_id}/audio").content))
         assert said[1] > said[0]
+
+    def test_take_speaks_for_its_emotion(self, client: httpx.Client) -> None:
+        me, happy = register(client), register(client)
+        client.patch(f"/v1/voices/{me}", json={"family": "takes"}).raise_for_status()
+        changes = {"family": "takes", "metadata": {"emotion": "happy"}}
+        assert client.patch(f"/v1/voices/{happy}", json=changes).json()["emotion"] == "happy"
+
+        def ask(text: str, **fields: str) -> httpx.Response:
+            answer = client.post("/v1/synthesize", json={"voice_id": me, "text": text, **fields})
+            if answer.status_code == 202:
+                wait_for_job(client, answer.json()["job_id"])
+            return answer
+
+        for text, fields, voice_id in (
+            ("One.", {}, me),
+            ("One.", {"emotion": "happy"}, happy),
+            ("[happy]One.", {}, happy),
+            ("[neutral]One.", {}, me),
+            ("[happy]One. [neutral]Two.", {}, me),
+        ):
+            first, second = ask(text, **fields), ask(text, **fields)
+            assert (first.headers["x-voice-id"], second.headers["x-voice-id"]) == (voice_id, voice_id)
+            assert second.headers["x-cache"] == "HIT"
+            assert ("x-notices" in first.headers) == ("Two" in text)
+        assert len(ask("[happy]One.").content) == len(ask("One.", emotion="happy").content)
+        estimates = [
+            client.post("/v1/estimate", json={"voice_id": me, "text": text}).json()["duration_s"]
+            for text in ("One.", "[happy]One.")
+        ]
+        assert estimates[0] == estimates[1]
+        refused = ask("One.", emotion="sad")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "emotion")
+        assert ask("One.", emotion="Happy!").status_code == 422
+        client.delete(f"/v1/voices/{happy}").raise_for_status()
+        assert ask("One.", emotion="happy").status_code == 404
+        spoken = ask("[happy]One.")
+        assert (spoken.status_code, spoken.headers["x-voice-id"]) == (202, me)
+        assert "no take" in spoken.headers["x-notices"]
 
     def test_five_thousand_emoji_are_accepted(self, accepting: Served) -> None:
         with accepting.client() as client:

@@ -103,7 +103,7 @@ COMMANDS: Final = {
         "Remove a login and its key from this machine. The key stays valid until `afterwords keys revoke`.",
     ),
     "whoami": Entry("Remote", "login", "Show the current server and login, and the backends that the server offers."),
-    "push": Entry("Remote", "transfer", "Copy a voice to a server. Running it again changes nothing."),
+    "push": Entry("Remote", "transfer", "Copy a voice to a server, with its takes. Running it again changes nothing."),
     "pull": Entry(
         "Remote", "transfer", "Copy a voice from a server into the library. Running it again changes nothing."
     ),

@@ -225,7 +225,7 @@ def _estimate(request: SayRequest, profile: str | None, *, on_server: bool, as_j
         check_text(request.text)
         with output.waiting("asking the server"), connect(profile) as client:
             voice = _choose_voice(client, request, profile)
-            found = client.estimate(request.text, voice=voice, **options)
+            found = client.estimate(request.text, voice=voice, emotion=request.emotion, **options)
         charged = "0, the audio is cached" if found.is_cached else f"{found.charged_characters:,}"
         left = "unlimited" if found.remaining_characters is None else f"{found.remaining_characters:,} in this period"
         shown = {"charged": charged, "left": left}
@@ -354,10 +354,8 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
     from afterwords.markup import parse
     from afterwords.text import check_text
 
-    text, options = request.text, request.options.model_dump()
-    script = parse(check_text(text)) if isinstance(text, str) else None
-    if script:
-        _note_all(script.notices)
+    text, options = request.text, {"emotion": request.emotion, **request.options.model_dump()}
+    text = check_text(text) if isinstance(text, str) else text
     with connect(profile) as client:
         voice = _choose_voice(client, request, profile)
         done: RemoteSpeech | LiveSpeech | RemoteJob
@@ -385,8 +383,10 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         if request.timing or request.verify:
             job = client.jobs.wait(str(done.job_id), timeout_s=timeout_s)  # a stream ends before its job
             verification = job.verification() if request.verify else None
-        if script and request.timing:
+        if isinstance(text, str) and request.timing:
+            script = parse(text, emotions=_find_emotions(client, str(done.voice_id)) if "[" in text else ())
             _write_times(job.alignment(), script, request.timing)
+    _note_all(done.notices)
     facts = {
         "file": request.destination.file if request.destination else None,
         "voice": voice if isinstance(voice, str) else voice.name,
@@ -396,6 +396,7 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
         "cached": done.is_cached,
         "duration_s": None if duration_s is None else round(duration_s, 3),
         "left_out": list(done.left_out),
+        "notices": list(done.notices),
         **{kind: str(path) for kind, path in request.timing.items()},
         **_report(verification, request),
     }
@@ -403,20 +404,10 @@ def _say_on_server(request: SayRequest, profile: str | None, timeout_s: float) -
 
 
 def _choose_voice(client: Client, request: SayRequest, profile: str | None) -> Voice | str:
-    """Return the voice with the name, or the only one of the server; or its take for the emotion."""
-    if request.emotion is None and request.voice is not None:
+    """Return the voice with the name, or the only one of the server."""
+    if request.voice is not None:
         return request.voice
     voices = list(client.voices.list())
-    if request.emotion is not None:
-        from afterwords.library.takes import find_take
-
-        speaker = client.voices.get(request.voice or _only(voices, client, profile))
-        family = [client.voices.get(voice) for voice in voices if voice.family and voice.family == speaker.family]
-        return find_take(family, speaker, request.emotion)
-    return _only(voices, client, profile)
-
-
-def _only(voices: list[Voice], client: Client, profile: str | None) -> Voice:
     if not voices:
         push = command("push", "NAME", profile=profile)
         raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
@@ -426,6 +417,18 @@ def _only(voices: list[Voice], client: Client, profile: str | None) -> Voice:
             hint=f"add --voice NAME ({', '.join(output.plain(voice.name) for voice in voices[:5])}).",
         )
     return voices[0]
+
+
+def _find_emotions(client: Client, voice_id: str) -> list[str]:
+    """Return the names that are tags in a text of a voice of the server."""
+    from afterwords.library.takes import NEUTRAL, takes
+
+    speaker = client.voices.get(voice_id)
+    if not speaker.family:
+        return []
+    family = [client.voices.get(other) for other in client.voices.list() if speaker.family == other.family]
+    palette = takes(family, speaker)
+    return [*palette, NEUTRAL] if palette else []
 
 
 def _download_speech(
@@ -438,7 +441,12 @@ def _download_speech(
     from afterwords.models import SpeechFormat
 
     destination, options = request.destination, request.options
-    fields = {**options.model_dump(), "timestamps": bool(request.timing), "verify": request.verify}
+    fields = {
+        "emotion": request.emotion,
+        **options.model_dump(),
+        "timestamps": bool(request.timing),
+        "verify": request.verify,
+    }
     assert isinstance(request.text, str), "a live text has no job"
     assert destination is not None, "speech that is not played has an output"
     listing = command("jobs", "list", profile=profile)
@@ -453,6 +461,7 @@ def _download_speech(
                 or options.seed is not None
                 or request.timing
                 or request.verify
+                or request.emotion
             ):
                 raise
             job = client.synthesize(request.text, voice=voice, **fields)  # converted below

@@ -24,12 +24,23 @@ def push(
     replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a voice to a server. Running it again changes nothing."""
+    """Copy a voice to a server, with its takes. Running it again changes nothing."""
     from afterwords import transfer
 
     with _connect(profile) as client:
-        question = f"{client.base_url} has another voice named {name}."
-        result = _copy(transfer.send, name, client, replace=replace, question=question, as_json=as_json)
+        result, *takes = [
+            _copy(
+                transfer.send,
+                each,
+                client,
+                replace=replace,
+                question=f"{client.base_url} has another voice named {each}.",
+                as_json=as_json,
+            )
+            for each in (name, *(take.name for take in transfer.takes_of(name)))
+        ]
+    if as_json:
+        output.result_json({**_facts(result), "takes": [_facts(take) for take in takes]})
     if result.voice is not None:
         if result.voice.status == "preparing":
             output.note("The server is preparing the voice; until it is ready, speech waits for it.")
@@ -49,6 +60,8 @@ def pull(
     with _connect(profile) as client:
         question = f"There is another voice named {name} here."
         result = _copy(transfer.fetch, name, client, replace=replace, question=question, as_json=as_json)
+    if as_json:
+        output.result_json(_facts(result))
     output.note(f'Next: afterwords say "Hello, I am here." --voice {output.quoted(result.name)}')
 
 
@@ -105,9 +118,7 @@ def _copy(
             raise
         output.confirm_replacing(output.shown(question))
         result = transfer(name, client=client, replace=True)
-    if as_json:
-        output.result_json(_facts(result))
-    else:
+    if not as_json:
         output.result(output.plain(result.name))
     for notice in result.notices:
         output.note(f"  {output.shown(notice)}")

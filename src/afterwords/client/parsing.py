@@ -262,6 +262,7 @@ class SpeechResponse:
     Attributes:
         is_cached: The speech was in the server's cache.
         left_out: Words of the text that the backend can't speak.
+        notices: Sentences about markup of the text that is spoken as text or ignored.
         stream: The open `httpx.Response`, if the audio is still to be read.
     """
 
@@ -271,6 +272,7 @@ class SpeechResponse:
     job_id: str | None = None
     is_cached: bool = False
     left_out: tuple[str, ...] = field(default=(), repr=False)
+    notices: tuple[str, ...] = ()
     stream: Any = field(default=None, repr=False)
 
 
@@ -283,16 +285,19 @@ class SpeechUnit(BaseModel):
     voice_id: str | None = None
     backend: str | None = None
     left_out: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def parse_unit(message: Mapping[str, Any]) -> SpeechUnit:
-    """Return the beginning of a unit, and warn if words of it are not spoken."""
+    """Return the beginning of a unit, and warn if words of it are not spoken, and about its markup."""
     try:
         unit = SpeechUnit.model_validate(message)
     except ValidationError:
         raise InvalidResponseError.for_reason("the message audio.start has wrong or missing fields") from None
     if unit.left_out:
         warn_left_out(unit.backend)
+    for notice in unit.notices:
+        warnings.warn(notice, TextWarning, stacklevel=2)
     return unit
 
 
@@ -303,26 +308,30 @@ def check_audio(response: Response) -> None:
 
 
 def parse_speech(response: Response, voice_id: str) -> SpeechResponse:
-    headers = response.headers
+    headers, (left_out, notices) = response.headers, parse_notices(response)
     return SpeechResponse(
         response.body,
         headers.get("x-voice-id", voice_id),
         headers.get("x-backend"),
         headers.get("x-job-id"),
         is_cached=headers.get("x-cache", "").upper() == "HIT",
-        left_out=parse_left_out(response),
+        left_out=left_out,
+        notices=notices,
         stream=response.stream,
     )
 
 
-def parse_left_out(response: Response) -> tuple[str, ...]:
-    """Return the words of the text that are not spoken; warn about them, without naming them, and about its markup."""
+def parse_notices(response: Response) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of the text that are not spoken, and notices about its markup.
+
+    Warn about both, without naming the words.
+    """
     words = tuple(unquote(word) for word in response.headers.get("x-left-out", "").split(",") if word)
     if words:
         warn_left_out(response.headers.get("x-backend"))
     if notices := response.headers.get("x-notices"):
         warnings.warn(notices, TextWarning, stacklevel=2)
-    return words
+    return words, (notices,) if notices else ()
 
 
 def warn_left_out(backend: str | None) -> None:

@@ -164,6 +164,7 @@ def ensure_idempotency_key(key: str | None = None) -> str:
 def speech_fields(
     text: str,
     *,
+    emotion: str | None,
     lang: str | None,
     backend: str | None,
     speed: float,
@@ -176,6 +177,7 @@ def speech_fields(
     """Return the JSON fields of a synthesis request, without those that have their default."""
     return drop_none(
         text=text,
+        emotion=None if emotion is None else emotion.strip().lower(),
         lang=lang,
         backend=backend,
         speed=None if speed == 1.0 else speed,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
+from typing import Protocol, TypeVar
 
 from afterwords.errors import InvalidOptionError, VoiceNotFoundError
-from afterwords.models import Voice
 
 RESERVED = frozenset({"pause", "voice"})
 """Names that markup uses, and a take can't have."""
@@ -15,6 +16,24 @@ NEUTRAL = "neutral"
 """Returns to the voice itself in a text, unless a take has this name."""
 
 _EMOTION = re.compile(r"[a-z]+(?:-[a-z]+)*")
+
+
+class Take(Protocol):
+    """A voice of the library or of a server."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lang(self) -> str: ...
+    @property
+    def family(self) -> str | None: ...
+    @property
+    def emotion(self) -> str | None: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+T = TypeVar("T", bound=Take)
 
 
 def check_emotion(emotion: str) -> str:
@@ -31,14 +50,14 @@ def check_emotion(emotion: str) -> str:
     return name
 
 
-def takes(voices: Iterable[Voice], speaker: Voice) -> dict[str, Voice]:
+def takes(voices: Iterable[T], speaker: T) -> dict[str, T]:
     """Return the takes of a speaker by emotion; of several, one in the speaker's own language, else the oldest."""
     found = [voice for voice in voices if voice.emotion and speaker.family and voice.family == speaker.family]
     found.sort(key=lambda voice: (voice.lang == speaker.lang, -voice.created_at.timestamp()))
     return {str(voice.emotion): voice for voice in found}
 
 
-def find_take(voices: Iterable[Voice], speaker: Voice, emotion: str) -> Voice:
+def find_take(voices: Iterable[T], speaker: T, emotion: str) -> T:
     """Return the take of a speaker for an emotion.
 
     Raises:

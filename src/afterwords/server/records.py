@@ -10,7 +10,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, Literal
 
-from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat, VoiceStatus
+from afterwords.models import Consent, JobStatus, Provenance, SpeechFormat, VoiceStatus, read_emotion
 
 # -- accounts and keys ---------------------------------------------------------------------------------------
 
@@ -176,6 +176,10 @@ class StoredVoice:
     is_preparing: bool = False
 
     @property
+    def emotion(self) -> str | None:
+        return read_emotion(self.metadata, self.family)
+
+    @property
     def status(self) -> VoiceStatus:
         return VoiceStatus.PREPARING if self.is_preparing else VoiceStatus.READY
 
@@ -242,6 +246,7 @@ class NewJob:
         keeps_timing: It stays when the job ends, and not only the words while it is spoken are needed.
         verify: The speech is compared with the text, and the report is stored. Such speech is not cached.
         traceparent: The span that it belongs to; None if tracing is off.
+        reading: A `Reading` as JSON: the lexicon and takes that the cache key stands for. None: an empty one.
     """
 
     job_id: str
@@ -264,12 +269,13 @@ class NewJob:
     keeps_timing: bool = True
     verify: bool = False
     traceparent: str | None = None
+    reading: str | None = field(default=None, repr=False)
     character_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A row of `jobs`. The text is removed when the job is final.
+    """A row of `jobs`. The text and its reading are removed when the job is final.
 
     Attributes:
         attempt: Number of claims so far.
@@ -280,6 +286,7 @@ class StoredJob:
         traceparent: The span that submitted it; None if tracing was off.
         timestamps: When each character is spoken is stored, too: `Store.get_report` returns it.
         verify: The speech is compared with the text; `Store.get_report` returns the result.
+        reading: As for `NewJob`.
     """
 
     job_id: str
@@ -309,6 +316,7 @@ class StoredJob:
     timestamps: bool = False
     sample_rate: int | None = None
     verify: bool = False
+    reading: str | None = field(default=None, repr=False)
 
     @property
     def reports(self) -> list[ReportKind]:

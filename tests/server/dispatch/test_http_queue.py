@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from afterwords.client.profiles import Access
+from afterwords.models import LexiconEntry, Reading
 from afterwords.server.dispatch import http_queue
 from afterwords.server.dispatch.http_queue import HttpJobQueue
 from afterwords.server.dispatch.protocol import ClaimedJob
@@ -79,11 +80,13 @@ async def test_job_that_another_server_gives_late_is_taken() -> None:
     assert claim.job.job_id == JOB["job_id"]
 
 
-@pytest.mark.parametrize("lexicon", [[], [{"word": "nginx", "alias": "engine x", "ipa": None}]])
-async def test_claim_has_the_lexicon_of_the_voice(lexicon: list[dict[str, Any]]) -> None:
+async def test_claim_says_how_the_text_is_read() -> None:
+    reading = Reading(lexicon=(LexiconEntry(word="nginx", alias="engine x"),), emotions=("happy",)).model_dump_json()
     claim = ClaimedJob.model_validate(JOB).as_claim()
     sent = ClaimedJob.from_claim(
-        replace(claim, voice=replace(claim.voice, metadata={"lexicon": lexicon, "note": "secret"})),
+        replace(
+            claim, job=replace(claim.job, reading=reading), voice=replace(claim.voice, metadata={"note": "secret"})
+        ),
         token="awt_1.x",
         lease_s=15,
         is_streamed=False,
@@ -93,7 +96,7 @@ async def test_claim_has_the_lexicon_of_the_voice(lexicon: list[dict[str, Any]])
         claimed = await queue.claim(backends=["tone"], worker="w")
         await queue.close()
     assert claimed is not None
-    assert claimed.voice.metadata == {"lexicon": lexicon}
+    assert (claimed.job.reading, claimed.voice.metadata) == (reading, {})
 
 
 async def test_idle_worker_forgets_recordings(monkeypatch: pytest.MonkeyPatch) -> None:

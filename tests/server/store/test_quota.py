@@ -136,6 +136,7 @@ async def test_migrations_keep_and_count_existing_rows(world: World, folder: Pat
             ALTER TABLE jobs DROP COLUMN sample_rate;
             ALTER TABLE jobs DROP COLUMN verify;
             ALTER TABLE jobs DROP COLUMN verification;
+            ALTER TABLE jobs DROP COLUMN reading;
             ALTER TABLE jobs DROP COLUMN keeps_timing;
             DROP INDEX ix_voices_account_id_name;
             DROP TABLE preparations;

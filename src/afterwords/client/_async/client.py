@@ -24,8 +24,8 @@ from afterwords.client.parsing import (
     SpeechResponse,
     check_audio,
     parse_job,
-    parse_left_out,
     parse_model,
+    parse_notices,
     parse_speech,
 )
 from afterwords.client.profiles import find_access
@@ -109,6 +109,7 @@ class AsyncClient:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -122,6 +123,7 @@ class AsyncClient:
         Args:
             text: 1 to 5,000 characters.
             voice: A voice of the server, its name or its ID. If two voices have the name, the newer one speaks.
+            emotion: Emotion of the take that speaks; the tag `[happy]` at the start of the text chooses it, too.
             lang: Language of the text. Default: the language of the voice.
             backend: The backend that speaks. Default: the backend of the voice.
             speed: 0.25 to 4; the pitch does not change.
@@ -132,7 +134,7 @@ class AsyncClient:
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
-            VoiceNotFoundError: The server has no such voice.
+            VoiceNotFoundError: The server has no such voice, or no such take of it.
             JobFailedError: The text could not be spoken.
             JobTimeoutError: The job is still pending, and continues.
         """
@@ -140,7 +142,14 @@ class AsyncClient:
 
         deadline = time.monotonic() + timeout_s
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+            text,
+            emotion=emotion,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            verify=verify,
         )
         job = await self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
@@ -155,6 +164,7 @@ class AsyncClient:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -169,7 +179,14 @@ class AsyncClient:
         and with `verify`, `client.jobs.verification` the report.
         """
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+            text,
+            emotion=emotion,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            verify=verify,
         )
         speech = AsyncRemoteSpeech(self._session, await self._open_stream(voice, fields), voice)
         await speech._read_header()
@@ -180,6 +197,7 @@ class AsyncClient:
         text: AsyncIterable[str] | Iterable[str],
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -199,7 +217,9 @@ class AsyncClient:
         """
         await self._session.check_supports("text that is still being written")
         name = voice.voice_id if isinstance(voice, Voice) else voice
-        config = drop_none(voice=name, language=lang, model=backend, seed=seed)
+        config = drop_none(
+            voice=name, emotion=emotion and emotion.strip().lower(), language=lang, model=backend, seed=seed
+        )
         config |= {"speed": speed, "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
         speech = AsyncLiveSpeech(await self._session.open_socket(), voice)
         await speech._start(text, config)
@@ -211,6 +231,7 @@ class AsyncClient:
         *,
         voice: Voice | str,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -225,7 +246,7 @@ class AsyncClient:
             format: wav, mp3, opus, webm, flac, aac, pcm (16-bit little-endian mono), mulaw or alaw.
         """
         kind = parse_option(SpeechFormat, format, name="format")
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
+        fields = speech_fields(text, emotion=emotion, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
         return AsyncRemoteBytes(self._session, await self._open_stream(voice, fields))
 
     async def synthesize(
@@ -233,6 +254,7 @@ class AsyncClient:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -256,6 +278,7 @@ class AsyncClient:
         kind = parse_option(SpeechFormat, format, name="format")
         fields = speech_fields(
             text,
+            emotion=emotion,
             lang=lang,
             backend=backend,
             speed=speed,
@@ -272,6 +295,7 @@ class AsyncClient:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -284,7 +308,7 @@ class AsyncClient:
         Raises:
             UnsupportedByServerError: The hosted service has no estimates.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, emotion=emotion, lang=lang, backend=backend, speed=speed, seed=seed)
         _, response = await self.voices._request(voice, lambda voice_id: estimate_request(voice_id, fields))
         return parse_model(response, Estimate)
 
@@ -315,8 +339,10 @@ class AsyncClient:
                 response = await self._session.download(build(voice_id))
                 check_audio(response)
         speech = parse_speech(response, voice_id)
-        job = Job(job_id=job_id, voice_id=voice_id, status=JobStatus.READY)
-        return AsyncRemoteJob._from_job(self.jobs, job, speech, backend=speech.backend, left_out=speech.left_out)
+        job = Job(job_id=job_id, voice_id=speech.voice_id, status=JobStatus.READY)
+        return AsyncRemoteJob._from_job(
+            self.jobs, job, speech, backend=speech.backend, left_out=speech.left_out, notices=speech.notices
+        )
 
     async def _open_stream(self, voice: Voice | str, fields: dict[str, Any]) -> SpeechResponse:
         """Return the audio as an open response; from a server that can't stream, once the job is ready."""
@@ -334,13 +360,13 @@ class AsyncClient:
         response = await self._session.request(Request("GET", path, is_stream=True, missing_code="job_not_found"))
         check_audio(response)
         speech = parse_speech(response, voice_id)
-        return replace(speech, backend=job.backend, job_id=job.job_id, left_out=job.left_out)
+        return replace(speech, backend=job.backend, job_id=job.job_id, left_out=job.left_out, notices=job.notices)
 
     def _accept(self, response: Response, voice_id: str) -> AsyncRemoteJob:
-        job = parse_job(response).model_copy(update={"voice_id": voice_id})
-        backend, left_out = response.headers.get("x-backend"), parse_left_out(response)
-        return AsyncRemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
+        job = parse_job(response).model_copy(update={"voice_id": response.headers.get("x-voice-id", voice_id)})
+        backend, (left_out, notices) = response.headers.get("x-backend"), parse_notices(response)
+        return AsyncRemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out, notices=notices)
 
     async def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify"}:
-            await self._session.check_supports("speed, seed, timestamps, verify, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify", "emotion"}:
+            await self._session.check_supports("speed, seed, emotion, timestamps, verify, other formats, and webhooks")

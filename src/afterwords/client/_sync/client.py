@@ -25,8 +25,8 @@ from afterwords.client.parsing import (
     SpeechResponse,
     check_audio,
     parse_job,
-    parse_left_out,
     parse_model,
+    parse_notices,
     parse_speech,
 )
 from afterwords.client.profiles import find_access
@@ -110,6 +110,7 @@ class Client:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -123,6 +124,7 @@ class Client:
         Args:
             text: 1 to 5,000 characters.
             voice: A voice of the server, its name or its ID. If two voices have the name, the newer one speaks.
+            emotion: Emotion of the take that speaks; the tag `[happy]` at the start of the text chooses it, too.
             lang: Language of the text. Default: the language of the voice.
             backend: The backend that speaks. Default: the backend of the voice.
             speed: 0.25 to 4; the pitch does not change.
@@ -133,7 +135,7 @@ class Client:
             timeout_s: How long to wait for the job, in seconds.
 
         Raises:
-            VoiceNotFoundError: The server has no such voice.
+            VoiceNotFoundError: The server has no such voice, or no such take of it.
             JobFailedError: The text could not be spoken.
             JobTimeoutError: The job is still pending, and continues.
         """
@@ -141,7 +143,14 @@ class Client:
 
         deadline = time.monotonic() + timeout_s
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+            text,
+            emotion=emotion,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            verify=verify,
         )
         job = self._submit(voice, fields, key=ensure_idempotency_key(), wait_s=long_poll_s(timeout_s))
         if job.status is not JobStatus.READY:
@@ -156,6 +165,7 @@ class Client:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -170,7 +180,14 @@ class Client:
         and with `verify`, `client.jobs.verification` the report.
         """
         fields = speech_fields(
-            text, lang=lang, backend=backend, speed=speed, seed=seed, timestamps=timestamps, verify=verify
+            text,
+            emotion=emotion,
+            lang=lang,
+            backend=backend,
+            speed=speed,
+            seed=seed,
+            timestamps=timestamps,
+            verify=verify,
         )
         speech = RemoteSpeech(self._session, self._open_stream(voice, fields), voice)
         speech._read_header()
@@ -181,6 +198,7 @@ class Client:
         text: Iterable[str],
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -200,7 +218,9 @@ class Client:
         """
         self._session.check_supports("text that is still being written")
         name = voice.voice_id if isinstance(voice, Voice) else voice
-        config = drop_none(voice=name, language=lang, model=backend, seed=seed)
+        config = drop_none(
+            voice=name, emotion=emotion and emotion.strip().lower(), language=lang, model=backend, seed=seed
+        )
         config |= {"speed": speed, "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
         speech = LiveSpeech(self._session.open_socket(), voice)
         speech._start(text, config)
@@ -212,6 +232,7 @@ class Client:
         *,
         voice: Voice | str,
         format: SpeechFormat | FormatName = SpeechFormat.WAV,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -226,7 +247,7 @@ class Client:
             format: wav, mp3, opus, webm, flac, aac, pcm (16-bit little-endian mono), mulaw or alaw.
         """
         kind = parse_option(SpeechFormat, format, name="format")
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
+        fields = speech_fields(text, emotion=emotion, lang=lang, backend=backend, speed=speed, seed=seed, format=kind)
         return RemoteBytes(self._session, self._open_stream(voice, fields))
 
     def synthesize(
@@ -234,6 +255,7 @@ class Client:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -257,6 +279,7 @@ class Client:
         kind = parse_option(SpeechFormat, format, name="format")
         fields = speech_fields(
             text,
+            emotion=emotion,
             lang=lang,
             backend=backend,
             speed=speed,
@@ -273,6 +296,7 @@ class Client:
         text: str,
         *,
         voice: Voice | str,
+        emotion: str | None = None,
         lang: str | None = None,
         backend: str | None = None,
         speed: float = 1.0,
@@ -285,7 +309,7 @@ class Client:
         Raises:
             UnsupportedByServerError: The hosted service has no estimates.
         """
-        fields = speech_fields(text, lang=lang, backend=backend, speed=speed, seed=seed)
+        fields = speech_fields(text, emotion=emotion, lang=lang, backend=backend, speed=speed, seed=seed)
         _, response = self.voices._request(voice, lambda voice_id: estimate_request(voice_id, fields))
         return parse_model(response, Estimate)
 
@@ -316,8 +340,10 @@ class Client:
                 response = self._session.download(build(voice_id))
                 check_audio(response)
         speech = parse_speech(response, voice_id)
-        job = Job(job_id=job_id, voice_id=voice_id, status=JobStatus.READY)
-        return RemoteJob._from_job(self.jobs, job, speech, backend=speech.backend, left_out=speech.left_out)
+        job = Job(job_id=job_id, voice_id=speech.voice_id, status=JobStatus.READY)
+        return RemoteJob._from_job(
+            self.jobs, job, speech, backend=speech.backend, left_out=speech.left_out, notices=speech.notices
+        )
 
     def _open_stream(self, voice: Voice | str, fields: dict[str, Any]) -> SpeechResponse:
         """Return the audio as an open response; from a server that can't stream, once the job is ready."""
@@ -335,13 +361,13 @@ class Client:
         response = self._session.request(Request("GET", path, is_stream=True, missing_code="job_not_found"))
         check_audio(response)
         speech = parse_speech(response, voice_id)
-        return replace(speech, backend=job.backend, job_id=job.job_id, left_out=job.left_out)
+        return replace(speech, backend=job.backend, job_id=job.job_id, left_out=job.left_out, notices=job.notices)
 
     def _accept(self, response: Response, voice_id: str) -> RemoteJob:
-        job = parse_job(response).model_copy(update={"voice_id": voice_id})
-        backend, left_out = response.headers.get("x-backend"), parse_left_out(response)
-        return RemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out)
+        job = parse_job(response).model_copy(update={"voice_id": response.headers.get("x-voice-id", voice_id)})
+        backend, (left_out, notices) = response.headers.get("x-backend"), parse_notices(response)
+        return RemoteJob._from_job(self.jobs, job, backend=backend, left_out=left_out, notices=notices)
 
     def _check_options(self, fields: dict[str, Any]) -> None:
-        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify"}:
-            self._session.check_supports("speed, seed, timestamps, verify, other formats than wav, and webhooks")
+        if fields.keys() & {"speed", "seed", "response_format", "webhook_url", "timestamps", "verify", "emotion"}:
+            self._session.check_supports("speed, seed, emotion, timestamps, verify, other formats, and webhooks")

@@ -159,6 +159,7 @@ class RemoteJob(Job):
     _speech: SpeechResponse | None = PrivateAttr(default=None)
     _backend: str | None = PrivateAttr(default=None)
     _left_out: tuple[str, ...] = PrivateAttr(default=())
+    _notices: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def _from_job(
@@ -169,15 +170,22 @@ class RemoteJob(Job):
         *,
         backend: str | None = None,
         left_out: tuple[str, ...] = (),
+        notices: tuple[str, ...] = (),
     ) -> RemoteJob:
         remote = cls.model_validate(job.model_dump())
-        remote._jobs, remote._speech, remote._backend, remote._left_out = jobs, speech, backend, left_out
+        remote._jobs, remote._speech, remote._backend = jobs, speech, backend
+        remote._left_out, remote._notices = left_out, notices
         return remote
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """The words of the text that the backend can't speak, if the response to the request named them."""
         return self._left_out
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about markup of the text that is spoken as text or ignored, if the response named any."""
+        return self._notices
 
     @property
     def backend(self) -> str | None:
@@ -198,7 +206,9 @@ class RemoteJob(Job):
             return self
         done: Job = self._jobs.wait(self._id(), timeout_s=timeout_s, progress=progress)
         done = done.model_copy(update={"voice_id": self.voice_id or done.voice_id})
-        return RemoteJob._from_job(self._jobs, done, backend=self._backend, left_out=self._left_out)
+        return RemoteJob._from_job(
+            self._jobs, done, backend=self._backend, left_out=self._left_out, notices=self._notices
+        )
 
     def audio(self) -> Audio:
         """Return the audio.

@@ -32,6 +32,7 @@ class RemoteStream:
         job_id: The job; None if the speech was in the cache, and for `speak`, where each sentence is a job.
         is_cached: Whether the speech was in the cache, so that nothing was charged.
         left_out: Words of the text that the backend can't speak.
+        notices: Sentences about markup of the text that is spoken as text or ignored.
     """
 
     def __init__(self, speech: SpeechResponse) -> None:
@@ -40,6 +41,7 @@ class RemoteStream:
         self.job_id = speech.job_id
         self.is_cached = speech.is_cached
         self.left_out = speech.left_out
+        self.notices = speech.notices
         self._response: httpx.Response = speech.stream
         self._is_read = False
 
@@ -224,6 +226,7 @@ class LiveSpeech(SampleStream):
         self._speech = replace(self._speech, voice_id=unit.voice_id, backend=unit.backend)
         self.voice_id, self.backend = unit.voice_id, unit.backend
         self.left_out += unit.left_out
+        self.notices += unit.notices
         if not self.sample_rate:
             self._begin(unit.sample_rate, {})
 

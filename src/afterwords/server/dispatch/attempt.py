@@ -12,7 +12,7 @@ from functools import partial
 from typing import BinaryIO, Final, cast
 
 from afterwords.errors import RecordingError, ServiceUnavailableError, SynthesisError
-from afterwords.models import WordTiming, read_lexicon
+from afterwords.models import WordTiming
 from afterwords.server.dispatch.audio_stream import AudioStream
 from afterwords.server.dispatch.claiming import OUTAGE, LeasedAttempt, retry_during_outage
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
@@ -181,7 +181,7 @@ class Attempt(LeasedAttempt):
             reference=reference,
             ref_text=voice.ref_text,
             ref_lang=voice.lang,
-            lexicon=[entry.model_dump() for entry in read_lexicon(voice.metadata)],
+            reading=job.reading,
         )
 
     async def _speak(self) -> int | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from afterwords.models import JobStatus, LexiconEntry, SpeechFormat, now, read_lexicon
+from afterwords.models import JobStatus, SpeechFormat, now
 from afterwords.server.records import Claim, StoredJob, StoredVoice
 
 PROTOCOL: Final = 1
@@ -88,7 +88,7 @@ class ClaimedJob(_Part):
         timestamps: When each character is spoken is wanted. Older workers ignore it.
         takes_words: The words may be streamed with the audio, as messages `audio`. Older servers take PCM only.
         verify: The speech is to be compared with the text. Older workers ignore it.
-        lexicon: How the voice pronounces words. Older workers ignore it.
+        reading: How the text is read, a `Reading` as JSON. Older workers ignore it.
     """
 
     token: str = Field(repr=False)
@@ -111,7 +111,7 @@ class ClaimedJob(_Part):
     timestamps: bool = False
     takes_words: bool = False
     verify: bool = False
-    lexicon: tuple[LexiconEntry, ...] = Field(default=(), repr=False)
+    reading: str | None = Field(default=None, repr=False)
 
     @classmethod
     def from_claim(cls, claim: Claim, *, token: str, lease_s: float, is_streamed: bool) -> ClaimedJob:
@@ -137,7 +137,7 @@ class ClaimedJob(_Part):
             timestamps=job.timestamps,
             takes_words=True,
             verify=job.verify,
-            lexicon=read_lexicon(voice.metadata),
+            reading=job.reading,
         )
 
     def as_claim(self) -> Claim:
@@ -161,6 +161,7 @@ class ClaimedJob(_Part):
             traceparent=self.traceparent,
             timestamps=self.timestamps,
             verify=self.verify,
+            reading=self.reading,
         )
         voice = StoredVoice(
             voice_id=self.voice_id,
@@ -174,7 +175,6 @@ class ClaimedJob(_Part):
             ref_sample_rate=0,
             created_at=now(),
             ref_text=self.ref_text,
-            metadata={"lexicon": [entry.model_dump() for entry in self.lexicon]},
         )
         return Claim(job, voice, self.lease_s, self.is_preparation)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from afterwords.backends.base import (
 )
 from afterwords.backends.speech_check import SpeechChecker
 from afterwords.errors import AfterwordsError
-from afterwords.models import Alignment, LexiconEntry, SpeechResult, SpeechTask, WordTiming
+from afterwords.models import Alignment, Reading, SpeechResult, SpeechTask, WordTiming
 from afterwords.server.dispatch.messages import INVALID_PROMPT, Message
 from afterwords.speech import Aligner, speak
 
@@ -50,7 +50,7 @@ class Work:
         reference: The recording, a WAV; required without a prompt, and to verify.
         ref_text: Transcript of the recording, if there is one.
         ref_lang: Language of the recording.
-        lexicon: Entries of the voice's lexicon, as JSON holds them.
+        reading: The `Reading` of the text, as JSON; None: an empty one.
     """
 
     text: str | None = field(repr=False)
@@ -67,7 +67,7 @@ class Work:
     reference: bytes | None = field(default=None, repr=False)
     ref_text: str | None = field(default=None, repr=False)
     ref_lang: str = "en"
-    lexicon: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    reading: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.reference is None:
@@ -206,6 +206,7 @@ class Worker:
             prompt = work.prompt
         else:
             prompt = new_prompt = self.prepare(work, progress, save)
+        reading = Reading.model_validate_json(work.reading or "{}")
         task = SpeechTask(
             text=work.text,
             lang=work.lang,
@@ -213,7 +214,8 @@ class Worker:
             voice_id=work.voice_id,
             prompt=prompt,
             seed=work.seed,
-            lexicon=tuple(map(LexiconEntry.model_validate, work.lexicon)),
+            lexicon=reading.lexicon,
+            emotions=reading.emotions,
         )
         aligner = Aligner(engine, task, work.text) if work.timestamps else None
         return PcmStream(

@@ -35,7 +35,7 @@ from afterwords.server.routes.responses import (
     request_body,
     state_of,
 )
-from afterwords.server.routes.schemas import RequestBody, ResponseBody, VoiceListed
+from afterwords.server.routes.schemas import EMOTION, RequestBody, ResponseBody, VoiceListed
 from afterwords.server.routes.timing import SpokenText, check_timing, word_times
 from afterwords.server.routes.voices import CHANGE, FORM_MAX_BYTES, UPLOAD, register_from_form
 from afterwords.server.routing import DocumentedRoute
@@ -79,6 +79,7 @@ class SpeechBody(RequestBody):
     instructions: str | None = Field(default=None, description="Ignored: a cloned voice speaks as its recording does.")
     language: str | None = Field(default=None, description="Code or English name of the language, or Auto.")
     seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
+    emotion: str | None = EMOTION
     sample_rate: int | None = Field(default=None, description="Sample rate in Hz; omitted: that of the backend.")
     ref_audio: Any = Field(default=None, description="Refused, as `ref_text`, `references` and `speaker_embedding`.")
     ref_text: Any = None
@@ -152,6 +153,7 @@ async def parse_speech(request: Request, body: SpeechBody) -> tuple[SynthesisReq
         backend=find_backend(body.model, state.dispatcher.backends),
         speed=1.0 if body.speed is None else body.speed,
         seed=body.seed,
+        emotion=body.emotion,
         timestamps=bool(body.word_timestamps),
     )
     speech_format = body.response_format or SpeechFormat.MP3

@@ -20,7 +20,7 @@ from afterwords.server.records import Scope, StoredVoice
 from afterwords.server.routes.audio import encode_stream
 from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
 from afterwords.server.routes.responses import caller_of, state_of
-from afterwords.server.routes.schemas import RequestBody
+from afterwords.server.routes.schemas import EMOTION, RequestBody
 from afterwords.server.routes.timing import SpokenText, check_timing, word_times
 from afterwords.server.services.synthesis import AcceptedJob, SynthesisRequest
 from afterwords.server.services.voices import find_speaker
@@ -48,6 +48,7 @@ class SessionConfig(RequestBody):
     speed: Speed = Field(default=1.0, description="Speaking rate, 1 is the voice's own.")
     language: str | None = Field(default=None, description="Code or English name of the language, or Auto.")
     seed: Seed | None = Field(default=None, description="Makes a sampled result reproducible.")
+    emotion: str | None = EMOTION
     word_timestamps: bool = Field(
         default=False, description="Send audio in JSON, and after each unit the times of its words."
     )
@@ -139,6 +140,7 @@ class _Session:
             backend=find_backend(config.model, state_of(self._socket).dispatcher.backends),
             speed=config.speed,
             seed=config.seed,
+            emotion=config.emotion,
             timestamps=config.word_timestamps,
             keeps_timing=False,
         )
@@ -179,6 +181,7 @@ class _Session:
         encoding = Encoding(config.response_format)
         begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
         source = {"voice_id": voice.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
+        source["notices"] = [*unit.result.notices]
         rate = {"sample_rate": encoding.rate_for(unit.sample_rate)} if config.stream_audio else {}
         if config.word_timestamps:
             rate["word_timestamps"] = True

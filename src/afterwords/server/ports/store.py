@@ -235,6 +235,9 @@ class Store(Protocol):
     async def list_voices(self, *, account_id: str, limit: int | None, after: str | None) -> list[StoredVoice]:
         """Return voices of an account, oldest first, starting after the voice with the id `after`."""
 
+    async def find_family(self, family: str, *, account_id: str) -> list[StoredVoice]:
+        """Return the voices of an account with this family, oldest first."""
+
     async def update_voice(
         self, voice_id: str, changes: VoiceChanges, *, account_id: str, prepare: bool = False
     ) -> StoredVoice | None:

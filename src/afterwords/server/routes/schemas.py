@@ -30,6 +30,14 @@ StorableText = Annotated[str, AfterValidator(_without_nul)]
 """A text without NUL, which Postgres does not store."""
 
 
+EMOTION: Any = Field(
+    default=None,
+    max_length=30,
+    pattern="^[a-z]+(-[a-z]+)*$",
+    description="Speak with the take of the voice for this emotion: a voice of the same family.",
+)
+
+
 class RequestBody(BaseModel):
     """A body of a request. Unknown fields are ignored, and no error shows a value."""
 
@@ -101,6 +109,7 @@ class VoiceListed(VoiceCreated):
 
     lang: str = Field(description="Language of the reference, two letters.")
     family: str | None = Field(description="Groups voices of one speaker.")
+    emotion: str | None = Field(description="Emotion of the recording, `emotion` in the metadata, if it is a take.")
     status: VoiceStatus = Field(
         description="`preparing` until the voice has been prepared for its backend; it can speak at once."
     )
@@ -166,6 +175,7 @@ class SynthesizeBody(RequestBody):
         description="Compare the speech of each sentence with the text by speech recognition, speak a faulty one again "
         "with another seed, and report the result in `/v1/jobs/{job_id}/verification`. The cache is not used.",
     )
+    emotion: str | None = EMOTION
 
 
 class JobAccepted(ResponseBody):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from afterwords.errors import AfterwordsError, UnsupportedLangError
 from afterwords.library.library import Library
@@ -77,8 +78,8 @@ class HomeVoices:
                     await self._delete(row)
             elif wanted.ref_sha256 in pushed or _identity(row) != _identity(wanted):
                 await self._delete(row)
-            elif (row.name, row.backend) != (wanted.name, wanted.backend):
-                changes = VoiceChanges(name=wanted.name, backend=wanted.backend)
+            elif _changeable(row) != _changeable(wanted):
+                changes = VoiceChanges(**_changeable(wanted))
                 prepare = await self.voices.must_prepare(wanted)
                 await self.store.update_voice(row.voice_id, changes, account_id=account_id, prepare=prepare)
         for home_id, wanted in new.items():
@@ -123,7 +124,11 @@ class HomeVoices:
 
 def _identity(row: StoredVoice) -> tuple[object, ...]:
     """Return the fields that can't change: with another recording or transcript, it is another voice."""
-    return row.ref_sha256, row.ref_text, row.lang, row.family, row.consent, row.provenance, dict(row.metadata)
+    return row.ref_sha256, row.ref_text, row.lang, row.consent, row.provenance
+
+
+def _changeable(row: StoredVoice) -> dict[str, Any]:
+    return {"name": row.name, "backend": row.backend, "family": row.family, "metadata": dict(row.metadata)}
 
 
 def _list_ids(library: Library) -> frozenset[str] | None:

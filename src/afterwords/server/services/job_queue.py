@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from afterwords.errors import AudioMissingError, InvalidRequestError, StaleAttemptError
 from afterwords.markup import parse
-from afterwords.models import Alignment, JobStatus, Verification
+from afterwords.models import Alignment, JobStatus, Reading, Verification
 from afterwords.server.cache_key import prompt_path
 from afterwords.server.ports import Blobs
 from afterwords.server.records import Claim, ReportKind, StoredJob, StoredVoice
@@ -144,7 +144,8 @@ class StoredJobQueue(Completion):
                 is_valid = "".join(Alignment.model_validate_json(report).characters) == job.text
             else:
                 found = Verification.model_validate_json(report)
-                is_valid = bool(found.sentences) or not parse(job.text or "").text  # it may have only pauses
+                tags = Reading.model_validate_json(job.reading or "{}").emotions
+                is_valid = bool(found.sentences) or not parse(job.text or "", emotions=tags).text  # it may be pauses
         except ValidationError:
             is_valid = False
         if not is_valid:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from afterwords.errors import (
     AfterwordsError,
@@ -20,9 +20,21 @@ from afterwords.errors import (
     QuotaExceededError,
     StorageUnavailableError,
     UnavailableError,
+    VoiceNotFoundError,
 )
-from afterwords.markup import parse
-from afterwords.models import Alignment, Estimate, JobStatus, SpeechFormat, Usage, Verification, new_id, read_lexicon
+from afterwords.library.takes import NEUTRAL, takes
+from afterwords.markup import parse, reading_of
+from afterwords.models import (
+    Alignment,
+    Estimate,
+    JobStatus,
+    Reading,
+    SpeechFormat,
+    Usage,
+    Verification,
+    new_id,
+    read_lexicon,
+)
 from afterwords.server.cache_key import cache_key, cache_path
 from afterwords.server.failpoints import reach
 from afterwords.server.metrics import Metrics
@@ -49,6 +61,8 @@ from afterwords.text import check_text
 
 log = logging.getLogger("afterwords.server")
 
+ONE_TAKE: Final = "A server speaks a text with one take of the voice, so tags of other takes within it have no effect."
+
 T = TypeVar("T")
 
 
@@ -68,6 +82,7 @@ class SynthesisRequest:
     timestamps: bool = False
     keeps_timing: bool = True
     verify: bool = False
+    emotion: str | None = None
 
     @property
     def has_report(self) -> bool:
@@ -90,6 +105,7 @@ class SynthesisRequest:
             *([True] if self.timestamps else []),
             *(["verify"] if self.verify else []),
             *([self.sample_rate] if self.sample_rate else []),
+            *(["emotion", self.emotion] if self.emotion else []),
         ]
         return sha256(json.dumps(values).encode()).hexdigest()
 
@@ -104,6 +120,8 @@ class ResolvedRequest(Generic[T]):
     lang: str
     cache_key: str
     cached: T | None
+    reading: Reading = field(repr=False)
+    expected_s: float
     left_out: Sequence[str] = field(repr=False)
     notices: Sequence[str]
 
@@ -219,6 +237,7 @@ class Synthesis:
             timestamps=request.timestamps,
             keeps_timing=request.keeps_timing,
             verify=request.verify,
+            reading=None if resolved.reading.is_empty else resolved.reading.model_dump_json(),
             character_limit=caller.character_limit,
         )
         with span("submit", backend=backend):
@@ -264,7 +283,7 @@ class Synthesis:
             is_cached=is_cached,
             backend=resolved.backend,
             lang=resolved.lang,
-            duration_s=round(parse(resolved.text).expected_s(speed=request.speed), 2),
+            duration_s=round(resolved.expected_s, 2),
             synthesis_s=None if pace_s is None else round(pace_s * characters, 2),
             remaining_characters=remaining,
             is_within_limit=remaining is None or charged <= remaining,
@@ -281,14 +300,11 @@ class Synthesis:
         The recording of the voice must exist unless the audio is cached.
         """
         text = check_text(request.text)
-        voice = await find_voice(self.store, caller, request.voice_id)
-        lexicon = read_lexicon(voice.metadata)
-        make_key = partial(
-            cache_key,
-            "\0".join([text, *(entry.model_dump_json() for entry in lexicon)]),
-            speed=request.speed,
-            seed=request.seed,
-        )
+        speaker = await find_voice(self.store, caller, request.voice_id)
+        voice, tags, notices = await self._choose_take(caller, speaker, request.emotion, text)
+        reading = reading_of(text, lexicon=read_lexicon(speaker.metadata), emotions=tags)
+        written = [*(entry.model_dump_json() for entry in reading.lexicon), *reading.emotions]
+        make_key = partial(cache_key, "\0".join([text, *written]), speed=request.speed, seed=request.seed)
         backend, lang = request.backend or voice.backend, request.lang or voice.lang
         cached: T | None = None
         if (
@@ -302,11 +318,46 @@ class Synthesis:
             )
             key = make_key(lang=lang, backend=backend)
             cached = None if request.has_report else await find_cached(voice, key)
-        script = parse(text, lexicon=lexicon)
+        script = parse(text, emotions=reading.emotions, lexicon=reading.lexicon)
         left_out = self.dispatcher.unspoken(backend, script.text)
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
-        return ResolvedRequest(text, voice, backend, lang, key, cached, left_out, script.notices)
+        return ResolvedRequest(
+            text,
+            voice,
+            backend,
+            lang,
+            key,
+            cached,
+            reading,
+            script.expected_s(speed=request.speed),
+            left_out,
+            [*notices, *script.notices],
+        )
+
+    async def _choose_take(
+        self, caller: Caller, speaker: StoredVoice, emotion: str | None, text: str
+    ) -> tuple[StoredVoice, list[str], list[str]]:
+        """Return the voice that speaks a text: the speaker or one of its takes; names that are tags; and notices.
+
+        Raises:
+            VoiceNotFoundError: The speaker has no take for the emotion.
+        """
+        palette: dict[str, StoredVoice] = {}
+        if speaker.family and (emotion or "[" in text):
+            palette = takes(await self.store.find_family(speaker.family, account_id=caller.account_id), speaker)
+        if emotion is not None and emotion not in palette:
+            known = f"its takes: {', '.join(sorted(palette))}" if palette else "it has no takes"
+            raise VoiceNotFoundError(f"The voice has no take for this emotion; {known}.", param="emotion")
+        voice = speaker if emotion is None else palette[emotion]
+        if not palette:
+            return voice, [], []
+        names = [*palette, NEUTRAL]
+        segments = parse(text, emotions=names).segments
+        chosen = {take.voice_id: take for each in segments for take in [palette.get(each.emotion or "", voice)]}
+        if len(chosen) == 1:
+            return chosen.popitem()[1], names, []
+        return voice, names, [ONE_TAKE]
 
     async def _submit_new(
         self, caller: Caller, new: NewJob, idempotency: Idempotency | None, *, voice_name: str, listen: bool

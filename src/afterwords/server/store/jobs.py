@@ -106,7 +106,9 @@ def ending(status: JobStatus, **values: Any) -> ReturningUpdate[Any]:
         values["verification"] = None
     return (
         update(jobs)
-        .values(status=status, completed_at=bindparam("ended_at"), text=None, lease_expires=None, **values)
+        .values(
+            status=status, completed_at=bindparam("ended_at"), text=None, reading=None, lease_expires=None, **values
+        )
         .returning(
             jobs.c.job_id,
             jobs.c.voice_id,
@@ -241,6 +243,7 @@ def submit(
         timestamps=job.timestamps,
         sample_rate=job.sample_rate,
         verify=job.verify,
+        reading=job.reading,
     )
     return SubmittedJob(accepted, is_new=True, quota=quota)
 

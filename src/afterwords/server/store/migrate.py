@@ -14,7 +14,7 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Strin
 from afterwords.errors import ServerSetupError, pip_install
 from afterwords.server.store.schema import metadata, server
 
-HEAD: Final = "0020"
+HEAD: Final = "0021"
 """The schema version of this release."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SECRET_BYTES: Final = 32

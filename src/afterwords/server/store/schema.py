@@ -280,6 +280,7 @@ jobs: Final = Table(
     Column("keeps_timing", Boolean, nullable=False, server_default=true()),  # or `timing` is removed with the text
     Column("verify", Boolean, nullable=False, server_default=false()),  # requested, so `verification` is stored
     Column("verification", VanishingText),  # as `timing`
+    Column("reading", VanishingText),  # of a pending job, a `Reading`; NULL: the text has no such words and tags
     Index(None, "account_id", "seq"),
     Index(None, "account_id", "status", "seq"),
     sqlite_autoincrement=True,

@@ -320,6 +320,10 @@ class SqlStore:
             voices.list_voices, account_id=account_id, limit=limit, after=after, shows_home=self._shows_home
         )
 
+    async def find_family(self, family: str, *, account_id: str) -> list[StoredVoice]:
+        read = self.database.read_long
+        return await read(voices.find_family, family, account_id=account_id, shows_home=self._shows_home)
+
     async def update_voice(
         self, voice_id: str, changes: VoiceChanges, *, account_id: str, prepare: bool = False
     ) -> StoredVoice | None:

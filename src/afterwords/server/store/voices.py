@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, exists, insert, not_, select, union_all, update
 
 from afterwords.errors import UnauthorizedError
-from afterwords.models import Alias, new_id, read_lexicon
+from afterwords.models import Alias, new_id
 from afterwords.server.cache_key import job_path
 from afterwords.server.records import Actor, AuditAction, CacheEntry, Idempotency, StoredVoice, VoiceChanges
 from afterwords.server.store import audit, idempotency, usage
@@ -183,6 +183,13 @@ def list_voices(
     return [StoredVoice(*row) for row in connection.execute(statement)]
 
 
+def find_family(connection: Connection, family: str, *, account_id: str, shows_home: bool) -> list[StoredVoice]:
+    statement = _SELECT.where(voices.c.account_id == account_id, voices.c.family == family).order_by(voices.c.seq)
+    if not shows_home:
+        statement = statement.where(voices.c.home_id.is_(None))
+    return [StoredVoice(*row) for row in connection.execute(statement)]
+
+
 def update_voice(
     connection: Connection,
     voice_id: str,
@@ -205,8 +212,7 @@ def update_voice(
     has_other_prompt = after and (after.ref_text, after.lang) != (before.ref_text, before.lang)
     if has_other_prompt:
         connection.execute(delete(cache).where(cache.c.voice_id == voice_id))
-    if has_other_prompt or (after and read_lexicon(after.metadata) != read_lexicon(before.metadata)):
-        # Pending jobs use the old transcript, or the new lexicon, unlike their keys: they must not be cached or shared.
+        # Pending jobs use the old transcript: they must not be cached or shared.
         connection.execute(update(jobs).where(jobs.c.voice_id == voice_id, IS_PENDING).values(flight_key=None))
     if after and (after.backend, after.ref_text, after.lang) != (before.backend, before.ref_text, before.lang):
         connection.execute(delete(preparations).where(preparations.c.voice_id == voice_id))  # its worker stops
