@@ -40,6 +40,17 @@ def test_result_as_json_names_what_was_left_out(tmp_path: Path, monkeypatch: pyt
     assert "1 sentence could not be spoken and is left out:" in done.err
 
 
+@pytest.mark.usefixtures("whisper")
+def test_faulty_sentences_of_a_book_are_named(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("Hello there.")
+    done = run("narrate", "b.txt", "--verify", "--report", "r.json", "--json", cwd=tmp_path)
+    assert done.code == 1, "a tone says nothing"
+    assert "Sentence 1, at 0.0 s, has faults in its only attempt: words" in done.err
+    assert json.loads(done.out)["verification"] == json.loads((tmp_path / "r.json").read_text())
+    assert (tmp_path / "b.m4b").exists()
+    run("narrate", "b.txt", "--report", "r.json", cwd=tmp_path).expect_error(2, "usage")
+
+
 def test_outline_shows_chapters_and_lengths(tmp_path: Path) -> None:
     write_epub(tmp_path / "tale.epub")
     (tmp_path / "cast.toml").write_text('BOB = "me"\n')

@@ -27,9 +27,15 @@ from afterwords.errors import (
     UnsupportedLangError,
     VoiceNotFoundError,
 )
-from afterwords.models import Voice
+from afterwords.models import Verification, Voice
 from afterwords.narration.book import read_book
-from afterwords.narration.script import CHAPTER_PAUSE_S, HEADING_PAUSE_S, SENTENCE_PAUSE_S, write_script
+from afterwords.narration.script import (
+    CHAPTER_PAUSE_S,
+    HEADING_PAUSE_S,
+    PARAGRAPH_PAUSE_S,
+    SENTENCE_PAUSE_S,
+    write_script,
+)
 from tests.conftest import READER
 from tests.error_codes import has_code
 from tests.narration.epubs import image, write_epub
@@ -224,6 +230,32 @@ def test_failed_narration_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     assert (done.n_spoken, done.n_sentences) == (2, 5)
     assert steps == sorted(steps)
     assert [path.name for path in (tmp_path / "book.wav.sentences").iterdir()] == ["mine.wav"]
+
+
+@pytest.mark.usefixtures("whisper")
+def test_verification_outlives_an_interruption(tmp_path: Path) -> None:
+    book, out, report = write(tmp_path, "Hello there.\n\nGood bye.", "b.txt"), tmp_path / "b.wav", tmp_path / "r.json"
+
+    def stop(fraction: float, step: str) -> None:
+        if step == "leveling":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        aw.narrate(book, out, verify=True, progress=stop)
+    first, _ = (tmp_path / "b.wav.sentences").glob("*.json")
+    first.write_bytes(first.read_bytes()[:-20])
+    done = aw.narrate(book, out, verify=True, report=report)
+    assert (done.n_spoken, done.n_sentences) == (1, 2), "the one whose verification is damaged"
+    assert done.verification == Verification.model_validate_json(report.read_bytes())
+    assert not done.verification.has_passed, "a tone says nothing"
+    assert [sentence.text for sentence in done.verification.sentences] == ["Hello there.", "Good bye."]
+    starts_s = [sentence.start_s for sentence in done.verification.sentences]
+    assert starts_s == pytest.approx([0, spoken_s("Hello there.") + PARAGRAPH_PAUSE_S], abs=0.02)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "b.wav", "home", "r.json"]
+    with pytest.raises(InvalidOptionError, match="report"):
+        aw.narrate(book, out, report=report)
+    with pytest.raises(FileError, match="another output"):
+        aw.narrate(book, out, verify=True, report=out)
 
 
 def test_changed_text_and_options_are_spoken_again(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import typer
 
 from afterwords.cli import output
 from afterwords.cli.options import complete_voice
-from afterwords.cli.say import AsJson, Backend, Speed, Srt, Vtt
+from afterwords.cli.say import (
+    AsJson,
+    Backend,
+    Report,
+    Speed,
+    Srt,
+    Verify,
+    Vtt,
+    note_faults,
+)
 
 if TYPE_CHECKING:
     from afterwords.narration.narrator import Narration
@@ -56,6 +65,8 @@ def narrate(
     cover: Cover = None,
     srt: Srt = None,
     vtt: Vtt = None,
+    verify: Verify = False,
+    report: Report = None,
     dry_run: Outline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +74,8 @@ def narrate(
     from afterwords.narration.narrator import narrate as narrate_book
     from afterwords.narration.script import read_cast
 
+    if report and not verify:
+        raise output.UsageError("--report writes the result of --verify.", hint="add --verify, or remove --report.")
     characters = read_cast(cast) if cast else {}
     if dry_run:
         _print_outline(book, characters, speed, as_json=as_json)
@@ -83,6 +96,8 @@ def narrate(
                 cover=cover,
                 srt=srt,
                 vtt=vtt,
+                verify=verify,
+                report=report,
                 progress=progress,
             )
     except BaseException:
@@ -91,9 +106,12 @@ def narrate(
             output.note(f"{kept:,} sentences are kept in {output.shown(str(parts))}. Run it again to go on.")
         raise
     _print_result(done, as_json=as_json)
+    if done.verification and not done.verification.has_passed:
+        raise typer.Exit(1)
 
 
 def _print_result(done: Narration, *, as_json: bool) -> None:
+    verification = note_faults(done.verification)
     if as_json:
         output.result_json(
             {
@@ -106,6 +124,7 @@ def _print_result(done: Narration, *, as_json: bool) -> None:
                 "spoken": done.n_spoken,
                 "left_out": list(done.left_out),
                 "notices": list(done.notices),
+                **verification,
             }
         )
     for notice in done.notices:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from afterwords.models import Alignment, SpeechOptions, Verification, Voice
     from afterwords.speech import Speech
 
+SHOWN_FAULTY: Final = 20
 Text = Annotated[str | None, typer.Argument(help="Text to speak, in quotes; - reads stdin.")]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Text file to speak.")]
 VoiceOption = Annotated[
@@ -312,23 +313,29 @@ def _note_all(notices: Sequence[str]) -> None:
         output.note(f"[yellow]![/yellow] {output.shown(notice)}")
 
 
-def _report(verification: Verification | None, request: SayRequest) -> dict[str, Any]:
-    """Name the sentences that have a fault, write the report, and return it for the result."""
-    from afterwords.audio.output import write_atomically
-
+def note_faults(verification: Verification | None) -> dict[str, Any]:
+    """Name the sentences that have a fault, and return the verification for the result."""
     if verification is None:
         return {}
-    if request.report:
-        write_atomically(request.report, verification.model_dump_json(indent=2).encode())
-    for number, sentence in enumerate(verification.sentences, 1):
-        if sentence.faults:
-            faults = ", ".join(fault.replace("_", " ") for fault in sentence.faults)
-            tries = f"after {len(sentence.attempts)} attempts" if len(sentence.attempts) > 1 else "in its only attempt"
-            output.note(
-                f"[yellow]![/yellow] Sentence {number}, at {output.duration(sentence.start_s)}, has faults {tries}: "
-                f"{faults}. {output.shown(sentence.text)}"
-            )
+    faulty = [(number, each) for number, each in enumerate(verification.sentences, 1) if each.faults]
+    for number, sentence in faulty[:SHOWN_FAULTY]:
+        faults = ", ".join(fault.replace("_", " ") for fault in sentence.faults)
+        tries = f"after {len(sentence.attempts)} attempts" if len(sentence.attempts) > 1 else "in its only attempt"
+        output.note(
+            f"[yellow]![/yellow] Sentence {number}, at {output.duration(sentence.start_s)}, has faults {tries}: "
+            f"{faults}. {output.shown(sentence.text)}"
+        )
+    if len(faulty) > SHOWN_FAULTY:
+        output.note(f"[yellow]![/yellow] {len(faulty) - SHOWN_FAULTY:,} more sentences have faults; see the report.")
     return {"verification": verification.model_dump(mode="json")}
+
+
+def _report(verification: Verification | None, request: SayRequest) -> dict[str, Any]:
+    from afterwords.audio.output import write_atomically
+
+    if verification and request.report:
+        write_atomically(request.report, verification.model_dump_json(indent=2).encode())
+    return note_faults(verification)
 
 
 def _write_times(alignment: Alignment, script: Script, files: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ from textwrap import shorten
 from typing import Final, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from afterwords import __version__, disk, local
 from afterwords.audio.effects import fade_from, resample
@@ -41,7 +42,16 @@ from afterwords.errors import (
     TextError,
     TextWarning,
 )
-from afterwords.models import Alignment, SpeechFormat, SpeechOptions, Voice, WordTiming, now
+from afterwords.models import (
+    Alignment,
+    SentenceVerification,
+    SpeechFormat,
+    SpeechOptions,
+    Verification,
+    Voice,
+    WordTiming,
+    now,
+)
 from afterwords.narration.book import Book, known_lang, read_book, read_cover
 from afterwords.narration.script import NARRATOR, PARAGRAPH_PAUSE_S, Sentence, Speaker, check_cast, write_script
 from afterwords.provenance import mark_tags
@@ -64,7 +74,7 @@ ENCODINGS: Final = {
     ".flac": SpeechFormat.FLAC,
     ".wav": SpeechFormat.WAV,
 }
-_PART: Final = re.compile(r"[0-9a-f]{64}\.wav(?:\.part)?")
+_PART: Final = re.compile(r"[0-9a-f]{64}\.(?:wav|json)(?:\.part)?")
 _WRITING: Final = 0.03
 """Share of the progress for writing the file after all was spoken."""
 
@@ -83,6 +93,7 @@ class Narration:
         n_spoken: How many of them were spoken now; the others were kept from an interrupted narration.
         left_out: Sentences that could not be spoken, with the reason.
         notices: Sentences about what else differs from the book.
+        verification: How the speech compares with the book, if that was requested.
     """
 
     path: Path
@@ -94,6 +105,7 @@ class Narration:
     n_spoken: int
     left_out: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[str, ...] = ()
+    verification: Verification | None = field(default=None, repr=False)
 
 
 def narrate(
@@ -110,6 +122,8 @@ def narrate(
     cover: Path | str | None = None,
     srt: Path | str | None = None,
     vtt: Path | str | None = None,
+    verify: bool = False,
+    report: Path | str | None = None,
     progress: Progress = ignore_progress,
 ) -> Narration:
     """Speak a book into one audio file with chapters.
@@ -130,6 +144,8 @@ def narrate(
         cover: JPEG or PNG file; None takes the cover of an EPUB.
         srt: Subtitle file to write, in SRT format.
         vtt: Subtitle file to write, in WebVTT format.
+        verify: Compare each sentence with its text and speak a faulty one again, as for `say`.
+        report: JSON file to write, with the result of `verify`.
         progress: Called with a fraction and a step.
 
     Raises:
@@ -150,7 +166,9 @@ def narrate(
             hint="end the name with one of these, for example -o book.m4b",
         )
     subtitles = {Path(path): write for path, write in ((srt, to_srt), (vtt, to_vtt)) if path is not None}
-    _check_outputs([Path(path) for path in (out, srt, vtt) if path is not None], book, cover)
+    if report is not None and not verify:
+        raise InvalidOptionError.for_option("report", value=report, allowed="None without verify")
+    _check_outputs([Path(path) for path in (out, srt, vtt, report) if path is not None], book, cover)
     if not LOUDNESS_MIN <= loudness <= LOUDNESS_MAX:
         allowed = f"{LOUDNESS_MIN:g} to {LOUDNESS_MAX:g} LUFS"
         raise InvalidOptionError.for_option("loudness", value=loudness, allowed=allowed)
@@ -159,13 +177,13 @@ def narrate(
     emotions = {emotion for each in local.voices() if (emotion := each.emotion) is not None}
     sentences, notices = write_script(source, check_cast(cast or {}), emotions)
     options = SpeechOptions.check(lang=lang or known_lang(source.lang), backend=backend, speed=speed, seed=seed)
-    speakers = _find_speakers(sentences, voice, options, progress)
+    speakers = _find_speakers(sentences, voice, options, progress, verify=verify)
     target = out.resolve()
     folder = target.with_name(f"{target.name}.sentences")
     disk.make_folder(folder)
     busy = LibraryError(f"Another process narrates a book into {folder}.", code="library_busy")
     with disk.lock(folder / "lock", timeout_s=0, busy=busy):
-        take = _Take(folder, speakers, options)
+        take = _Take(folder, speakers, options, verify=verify)
         take.speak(sentences, source, progress)
         info = BookInfo(take.duration_s, take.chapters(source), image)
         rate = speakers[NARRATOR].sample_rate
@@ -178,6 +196,9 @@ def narrate(
         shown = take.cues() if subtitles else []
         for path, write in subtitles.items():
             write_atomically(path, write(shown).encode())
+        verification = Verification.of(take.checked) if verify else None
+        if verification and report is not None:
+            write_atomically(Path(report), verification.model_dump_json(indent=2).encode())
         _remove_parts(folder)
     with suppress(OSError):  # it has other files, or another process uses it
         (folder / "lock").unlink()
@@ -197,6 +218,7 @@ def narrate(
         n_spoken=take.n_new,
         left_out=tuple(take.left_out),
         notices=(*source.notices, *notices, *take.notices()),
+        verification=verification,
     )
 
 
@@ -232,7 +254,12 @@ def _read_image(path: Path) -> bytes:
 
 
 def _find_speakers(
-    sentences: Sequence[Sentence], narrator: Voice | str | None, options: SpeechOptions, progress: Progress
+    sentences: Sequence[Sentence],
+    narrator: Voice | str | None,
+    options: SpeechOptions,
+    progress: Progress,
+    *,
+    verify: bool,
 ) -> dict[Speaker, Speech]:
     """Return a speech of each voice that speaks, the narrator first. They are never read.
 
@@ -244,7 +271,7 @@ def _find_speakers(
         texts = [sentence.text for sentence in sentences if sentence.speaker == speaker] or [sentences[0].text]
         for text in texts:
             try:
-                found[speaker] = _stream(text, name or narrator, options, progress, emotion)
+                found[speaker] = _stream(text, name or narrator, options, progress, emotion, verify=verify)
             except TextError:  # the backend can't speak this sentence
                 if text is texts[-1]:
                     raise
@@ -254,11 +281,19 @@ def _find_speakers(
 
 
 def _stream(
-    text: str, voice: Voice | str | None, options: SpeechOptions, progress: Progress, emotion: str | None = None
+    text: str,
+    voice: Voice | str | None,
+    options: SpeechOptions,
+    progress: Progress,
+    emotion: str | None = None,
+    *,
+    verify: bool,
 ) -> Speech:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted by `_Take`
-        return local.stream(text, voice=voice, emotion=emotion, **options.model_dump(), progress=progress)
+        return local.stream(
+            text, voice=voice, emotion=emotion, **options.model_dump(), verify=verify, progress=progress
+        )
 
 
 def _tags(book: Book, speakers: Mapping[Speaker, Speech]) -> dict[str, str]:
@@ -292,14 +327,17 @@ class _Part(NamedTuple):
 class _Take:
     """The spoken sentences of a book."""
 
-    def __init__(self, folder: Path, speakers: Mapping[Speaker, Speech], options: SpeechOptions) -> None:
-        self._folder, self._speakers, self._options = folder, speakers, options
+    def __init__(
+        self, folder: Path, speakers: Mapping[Speaker, Speech], options: SpeechOptions, *, verify: bool
+    ) -> None:
+        self._folder, self._speakers, self._options, self._verify = folder, speakers, options, verify
         self._engines = {name: registry.engine_for(registry.choose(s.backend)) for name, s in speakers.items()}
         self._rate = speakers[NARRATOR].sample_rate
         self._meters = {speaker.voice.voice_id: LoudnessMeter(self._rate) for speaker in speakers.values()}
         self._words: dict[str, list[str]] = {}
         self.parts: list[_Part] = []
         self.left_out: list[str] = []
+        self.checked: list[SentenceVerification] = []
         self.n_new = 0
 
     @property
@@ -323,9 +361,10 @@ class _Take:
             try:
                 words = unspoken(self._engines[sentence.speaker], sentence.text)
                 self._words.setdefault(speaker.backend, []).extend(words)
-                if (samples := self._read(path)) is None:
+                samples, found = self._read(path), self._read_verification(path)
+                if samples is None or found is None:
                     self._make(sentence, path)
-                    samples = self._read(path)
+                    samples, found = self._read(path), self._read_verification(path)
             except (SynthesisError, TextError) as error:
                 n_failed += 1
                 if n_failed == MAX_FAILED_IN_A_ROW:
@@ -334,10 +373,14 @@ class _Take:
                 self.left_out.append(f"{book.chapters[sentence.chapter].title}: “{begin}”: {error.message}")
                 continue
             assert samples is not None, "it was just written"
+            assert found is not None, "likewise"
             n_failed = 0
             pause = round(sentence.pause_s / self._options.speed * self._rate) if self.parts else 0
             start = (self.parts[-1].end if self.parts else 0) + pause
             self.parts.append(_Part(sentence, path, speaker.voice.voice_id, start, start + len(samples)))
+            for checked in found.sentences:
+                times = {"start_s": start / self._rate + checked.start_s, "end_s": start / self._rate + checked.end_s}
+                self.checked.append(checked.model_copy(update=times))
             meter = self._meters[speaker.voice.voice_id]
             meter.add(np.zeros(pause, np.float32))
             meter.add(samples)
@@ -352,7 +395,10 @@ class _Take:
         facts = {
             "version": [__version__, speaker.backend, engine.prompt_version],
             "voice": [voice.voice_id, voice.provenance.seal if voice.provenance else voice.ref_sha256],
-            "options": [self._options.lang, self._options.speed, self._options.seed],
+            "options": [
+                *(self._options.lang, self._options.speed, self._options.seed),
+                *(["verify"] if self._verify else []),
+            ],
             "text": sentence.text,
             "lexicon": [entry.model_dump() for entry in voice.lexicon],
         }
@@ -370,7 +416,8 @@ class _Take:
             seed = ((self._options.seed or 0) + attempt) % 2**31
             options = self._options.model_copy(update={"seed": seed, "backend": speaker.backend})
             try:
-                audio = _stream(sentence.text, speaker.voice, options, ignore_progress).audio()
+                speech = _stream(sentence.text, speaker.voice, options, ignore_progress, verify=self._verify)
+                audio = speech.audio()
                 if audio.duration_s > longest_s:
                     raise SynthesisError.runaway(duration_s=audio.duration_s, maximum_s=longest_s)
                 if not len(audio.samples):
@@ -379,6 +426,8 @@ class _Take:
                 if attempt == ATTEMPTS - 1:
                     raise
             else:
+                if audio.verification:
+                    disk.write(path.with_suffix(".json"), [audio.verification.model_dump_json().encode()])
                 disk.write(path, [audio.to_bytes()])
                 self.n_new += 1
                 return
@@ -393,6 +442,17 @@ class _Take:
             raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
         samples = resample(samples, rate, self._rate)
         return np.concatenate([samples, fade_from(float(samples[-1]), self._rate)]) if len(samples) else None
+
+    def _read_verification(self, path: Path) -> Verification | None:
+        """Read the verification of a sentence; an empty one if none was requested, None if it is missing or damaged."""
+        if not self._verify:
+            return Verification.of([])
+        try:
+            return Verification.model_validate_json(disk.read(path.with_suffix(".json")))
+        except (FileNotFoundError, ValidationError):
+            return None
+        except OSError as error:
+            raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
 
     def mastered(self, loudness: float) -> Iterator[Samples]:
         """Yield the samples of the book, each voice at a loudness in LUFS.
