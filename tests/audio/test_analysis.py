@@ -52,6 +52,18 @@ def test_pitch_spread_separates_lively_from_flat_voice() -> None:
     assert analysis.measure_pitch(lively, RATE).spread_st > 3
 
 
+def test_mains_hum_between_words_is_not_the_pitch() -> None:
+    pause = np.zeros(RATE, np.float32)
+    words = np.concatenate([pulses(190, 0.5), pause, pulses(190, 0.5), pause])
+    hum = pulses(60, len(words) / RATE)
+
+    pitch = analysis.measure_pitch(words + np.float32(0.05) * hum, RATE)
+
+    assert pitch.median_hz == pytest.approx(190, rel=0.01)
+    assert pitch.spread_st < 0.5
+    assert pitch.voiced_s < 1.2
+
+
 @pytest.mark.parametrize("samples", [noise(2), np.zeros(RATE, np.float32)], ids=["noise", "silence"])
 def test_noise_and_silence_are_unvoiced(samples: Samples) -> None:
     assert analysis.measure_pitch(samples, RATE) == analysis.Pitch(0.0, 0.0, 0.0)

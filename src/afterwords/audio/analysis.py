@@ -21,6 +21,7 @@ HOP_S: Final = 0.01
 _FLOOR_DB: Final = -120.0
 _RUMBLE_HZ: Final = (45.0, 58.0)  # silent below the first, unchanged above the second, which is below every voice
 _SILENCE: Final = 0.03  # of the loud level; Praat's default
+_HUM: Final = 0.1  # of the loud level; between words, mains hum of less than this would be a pitch of 50 or 60 Hz
 OCTAVE_COST: Final = 0.02  # Praat's 0.01 halves clear voices above 350 Hz here
 
 
@@ -125,11 +126,12 @@ def measure_pitch(samples: Samples, sample_rate: int) -> Pitch:
 
     Source: C. De Looze and D. Hirst (2008): 0.72 × the first quartile to 1.9 × the third keeps octave errors out.
     """
-    track = pitch_track(samples, sample_rate)
+    track = pitch_track(samples, sample_rate, silence=_HUM)
     voiced = track[track > 0]
     if len(voiced) >= 10:
         first, third = np.percentile(voiced, [25, 75])
-        again = pitch_track(samples, sample_rate, max(50.0, 0.72 * float(first)), min(600.0, 1.9 * float(third)))
+        bounds = max(50.0, 0.72 * float(first)), min(600.0, 1.9 * float(third))
+        again = pitch_track(samples, sample_rate, *bounds, silence=_HUM)
         if np.count_nonzero(again) >= 10:
             voiced = again[again > 0]
     if len(voiced) == 0:
@@ -139,7 +141,12 @@ def measure_pitch(samples: Samples, sample_rate: int) -> Pitch:
 
 
 def pitch_track(
-    samples: Samples, sample_rate: int, floor_hz: float = PITCH_FLOOR_HZ, ceiling_hz: float = PITCH_CEILING_HZ
+    samples: Samples,
+    sample_rate: int,
+    floor_hz: float = PITCH_FLOOR_HZ,
+    ceiling_hz: float = PITCH_CEILING_HZ,
+    *,
+    silence: float = _SILENCE,
 ) -> NDArray[np.float64]:
     """Return the fundamental frequency of each 10 ms in Hz, 0 where unvoiced.
 
@@ -169,7 +176,7 @@ def pitch_track(
     correlation = rows[:, lags] / np.maximum(rows[:, :1], 1e-12) * (shape[0] / shape[lags])
     lag, strength = _best_peaks(correlation, lags)
     loud = max(float(np.percentile(peak, 95)), _SILENCE * float(peak.max(initial=0)), 1e-9)
-    loudness = np.minimum(1, peak / loud / _SILENCE)
+    loudness = np.minimum(1, peak / loud / silence)
     unvoiced = 0.45 + np.maximum(0, 2 - loudness * (1 + 0.45) * 2)
     return _cheapest_path(sample_rate / lag, strength, unvoiced)
 

@@ -107,7 +107,7 @@ def test_other_bytes_are_refused(content: bytes) -> None:
 
 
 def test_older_version_is_named() -> None:
-    with pytest.raises(ValueError, match="version 0, not 2"):
+    with pytest.raises(ValueError, match="version 0, not 3"):
         LiteProfile.from_bytes(changed(facts={"version": "0"}))
 
 

@@ -6,5 +6,5 @@ the space of styles · `speaker` computes speaker embeddings · `search` finds t
 its spectrum · `enroll` combines these into a `profile` · `engine` is the plug-in.
 """
 
-PROMPT_VERSION = "2"
+PROMPT_VERSION = "3"
 """Increased when a change of enrollment makes older profiles worth preparing again."""
