@@ -105,7 +105,7 @@ def test_each_format_is_decoded_while_and_after_it_is_made(
             model="gpt-4o-mini-tts",
             voice="alloy",
             input=text,
-            response_format=kind,  # type: ignore[arg-type]
+            response_format=kind,
         )
         assert (answer.headers["content-type"], answer.headers["x-cache"]) == (MEDIA_TYPES[kind], cache)
         assert answer.headers["x-request-id"]
