@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from afterwords.errors import InvalidInputError, InvalidOptionError
@@ -28,8 +30,12 @@ def test_pls_round_trip() -> None:
     assert from_pls(to_pls(ENTRIES, lang="en")) == ENTRIES
 
 
-def test_pls_of_other_programs_is_read() -> None:
-    assert from_pls(PLS.encode()) == [
+PREFIXED = re.sub(r"<(/?)(?=[a-z])", r"<\1pls:", PLS).replace("xmlns=", "xmlns:pls=")
+
+
+@pytest.mark.parametrize("pls", [PLS, PREFIXED, PLS.replace("xmlns=", "xmlns:unused=")])
+def test_pls_of_other_programs_is_read(pls: str) -> None:
+    assert from_pls(pls.encode()) == [
         LexiconEntry(word="judgment", ipa="ˈdʒʌdʒ mənt"),
         LexiconEntry(word="judgement", ipa="ˈdʒʌdʒ mənt"),
         LexiconEntry(word="AT&T", alias="A T and T"),

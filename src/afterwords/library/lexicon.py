@@ -60,7 +60,7 @@ class _PlsReader:
 
     def __init__(self) -> None:
         self.entries: dict[str, LexiconEntry] = {}
-        self.parser = expat.ParserCreate()
+        self.parser = expat.ParserCreate(namespace_separator=" ")  # names are then "namespace name"
         self.parser.buffer_text = True
         self.parser.StartDoctypeDeclHandler = self._doctype
         self.parser.StartElementHandler = self._start
@@ -75,6 +75,7 @@ class _PlsReader:
         _refuse("it declares a document type, which could define entities")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
+        name = name.rpartition(" ")[2]
         if not self._alphabet:
             if name != "lexicon":
                 _refuse("its root is not <lexicon>")
@@ -88,6 +89,7 @@ class _PlsReader:
         self._text.append(text)
 
     def _end(self, name: str) -> None:
+        name = name.rpartition(" ")[2]
         text = " ".join("".join(self._text).split())
         if name in self._lexeme and (name != "phoneme" or self._is_ipa):
             self._lexeme[name].append(text)
