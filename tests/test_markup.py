@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from afterwords.audio.subtitles import to_srt
 from afterwords.errors import TextError
-from afterwords.markup import Segment, parse
-from afterwords.models import Alignment, LexiconEntry, WordTiming, word_spans
+from afterwords.markup import Segment, parse, reading_of
+from afterwords.models import Alignment, LexiconEntry, Reading, WordTiming, word_spans
 from afterwords.speech import without_markup
 from tests.error_codes import has_code
 
@@ -171,6 +171,29 @@ def test_any_text_is_parsed(text: str) -> None:
             assert places == sorted(places)
         if not {"[", "a", "A", "<"} & set(source):
             assert script.text == source
+
+
+USED = (LexiconEntry(word="a", alias="b c"), LexiconEntry(word="X&i", alias="and"), LexiconEntry(word="b]", alias="d"))
+
+
+@given(
+    st.text(alphabet="ab [].:XIİispaue<>/&;\n\"'=éx", max_size=60) | st.sampled_from(("<speak>x&amp;i</speak>", "x&İ"))
+)
+def test_reading_has_all_that_a_text_uses(text: str) -> None:
+    for source in (text, f"<speak>{text}</speak>", f"[Happy]{text}"):
+        try:
+            whole = parse(source, emotions={"happy", "sad"}, lexicon=USED)
+        except TextError:
+            continue
+        reading = reading_of(source, lexicon=USED, emotions={"happy", "sad"})
+        assert parse(source, emotions=reading.emotions, lexicon=reading.lexicon) == whole
+
+
+def test_reading_lacks_what_a_text_does_not_use() -> None:
+    unused = LexiconEntry(word="nginx", alias="engine x")
+    assert reading_of("[sad] A b.", lexicon=(*USED, unused), emotions={"happy", "sad"}) == Reading(
+        lexicon=USED[:1], emotions=("sad",)
+    )
 
 
 def test_ssml_without_text_is_refused() -> None:

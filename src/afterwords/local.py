@@ -25,6 +25,7 @@ from afterwords.backends.base import (
     continues_recording,
     ignore_progress,
     reads_ipa,
+    timbre_only,
     unspoken,
 )
 from afterwords.backends.speech_check import SpeechChecker
@@ -605,7 +606,7 @@ def stream(
     )
     notices = script.notices if script else ()
     if (used or speaker.emotion) and not continues_recording(engine):
-        notices += (f"{chosen.name} keeps the timbre of a take, but not its emotion.",)
+        notices += (timbre_only(chosen.name),)
     checker = None
     if verify:
         checker = SpeechChecker(_reference(voices, speaker))

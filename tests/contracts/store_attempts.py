@@ -121,13 +121,15 @@ class AttemptContract:
         assert not await world.store.heartbeat(job.job_id, 1, lease_s=15)
 
     async def test_ready_job_has_audio_and_cache_entry_but_no_text(self, world: World) -> None:
-        job = await world.add_claimed_job()
+        job = await world.add_claimed_job(reading="{}")
         world.clock.advance(3)
+        assert job.reading == "{}"
 
         assert await world.store.finish(job.job_id, 1, audio("jobs/x.wav")) is FinishStatus.DONE
 
         seen = await world.reload(job)
         assert (seen.status, seen.text, seen.lease_expires, seen.attempt) == (JobStatus.READY, None, None, 1)
+        assert seen.reading is None
         assert (seen.audio_key, seen.audio_sha256) == ("jobs/x.wav", digest("audio").hex())
         assert (seen.audio_bytes, seen.synth_ms, seen.completed_at) == (4800, 120, world.clock.now())
         entry = CacheEntry(job.voice_id, job.cache_key, digest("audio").hex(), 4800, 120)

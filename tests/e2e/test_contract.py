@@ -17,6 +17,7 @@ import pytest
 from afterwords.audio.wav import canonical_wav, read_wav
 from afterwords.server import create_app
 from afterwords.server.cache_key import cache_key
+from afterwords.server.services.synthesis import ONE_TAKE
 from tests.conftest import clipped
 from tests.e2e.served import ADMIN_SECRET, READER, RECORDING, Served, register, serving, submit_text, wait_for_job
 
@@ -505,6 +506,29 @@ class TestSynthesize:
         assert "needs a duration" in miss.headers["x-notices"]
         assert miss.headers["x-notices"] == hit.headers["x-notices"]
 
+    def test_sounds_that_the_backend_can_not_read_are_noted(self, client: httpx.Client) -> None:
+        voice_id = register(client)
+        entries = [{"word": "nginx", "ipa": "ˈɛndʒɪn"}, {"word": "W3C", "ipa": "x", "alias": "World Wide Web"}]
+        client.patch(f"/v1/voices/{voice_id}", json={"metadata": {"lexicon": entries}}).raise_for_status()
+
+        def notices(path: str, **fields: str) -> str:
+            answer = client.post(path, json=fields)
+            assert answer.is_success, answer.text
+            return str(answer.headers.get("x-notices", ""))
+
+        for text, is_noted in (
+            ("Start nginx.", True),
+            ('<speak><phoneme ph="həˈloʊ">Hello</phoneme>.</speak>', True),
+            ("The W3C met.", False),
+        ):
+            found = {
+                notices("/v1/synthesize", voice_id=voice_id, text=text),
+                notices("/v1/audio/speech", voice=voice_id, input=text),
+                notices(f"/elevenlabs/v1/text-to-speech/{voice_id}", text=text),
+            }
+            assert len(found) == 1
+            assert ("does not read IPA" in found.pop()) == is_noted
+
     def test_words_are_spoken_by_the_lexicon_of_the_voice(self, client: httpx.Client) -> None:
         voice_id = register(client)
         said = []
@@ -527,17 +551,17 @@ class TestSynthesize:
                 wait_for_job(client, answer.json()["job_id"])
             return answer
 
-        for text, fields, voice_id in (
-            ("One.", {}, me),
-            ("One.", {"emotion": "happy"}, happy),
-            ("[happy]One.", {}, happy),
-            ("[neutral]One.", {}, me),
-            ("[happy]One. [neutral]Two.", {}, me),
+        for text, fields, voice_id, notice in (
+            ("One.", {}, me, ""),
+            ("One.", {"emotion": "happy"}, happy, "tone keeps the timbre of a take, but not its emotion."),
+            ("[happy]One.", {}, happy, "tone keeps the timbre of a take, but not its emotion."),
+            ("[neutral]One.", {}, me, ""),
+            ("[happy]One. [neutral]Two.", {}, me, ONE_TAKE),
         ):
             first, second = ask(text, **fields), ask(text, **fields)
             assert (first.headers["x-voice-id"], second.headers["x-voice-id"]) == (voice_id, voice_id)
             assert second.headers["x-cache"] == "HIT"
-            assert ("x-notices" in first.headers) == ("Two" in text)
+            assert first.headers.get("x-notices", "") == notice
         assert len(ask("[happy]One.").content) == len(ask("One.", emotion="happy").content)
         estimates = [
             client.post("/v1/estimate", json={"voice_id": me, "text": text}).json()["duration_s"]

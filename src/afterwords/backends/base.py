@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from afterwords.errors import pip_install
 
@@ -110,6 +110,15 @@ def unspoken(engine: Engine, text: str) -> list[str]:
     return list(find(text)) if find is not None else []
 
 
+FEATURES: Final = ("has_timing", "reads_ipa", "continues_recording")
+"""Optional attributes of engines, each false by default."""
+
+
+def features(engine: Engine) -> frozenset[str]:
+    """Return the FEATURES of an engine."""
+    return frozenset(name for name in FEATURES if getattr(engine, name, False))
+
+
 def reads_ipa(engine: Engine) -> bool:
     """Return whether an engine speaks `SpeechTask.pronunciations`, by its optional attribute `reads_ipa`."""
     return bool(getattr(engine, "reads_ipa", False))
@@ -123,6 +132,11 @@ def has_timing(engine: Engine) -> bool:
 def continues_recording(engine: Engine) -> bool:
     """Return whether speech has the emotion of the reference, by an engine's optional attribute of that name."""
     return bool(getattr(engine, "continues_recording", False))
+
+
+def timbre_only(backend: str) -> str:
+    """Return the notice for a take with a backend that does not continue the recording."""
+    return f"{backend} keeps the timbre of a take, but not its emotion."
 
 
 @runtime_checkable

@@ -50,7 +50,7 @@ async def _run(settings: Settings, access: Access, token: str, *, once: bool, ma
     versions = dispatcher.prompt_versions
     queue.offers = {
         name: Offer(
-            languages=dispatcher.backends[name], prompt_version=versions[name], has_timing=name in dispatcher.timed
+            languages=dispatcher.backends[name], prompt_version=versions[name], features=dispatcher.features[name]
         )
         for name in versions
     }

@@ -110,7 +110,7 @@ def test_times_of_messages_add_up_to_those_of_the_words(served: Served) -> None:
 
 
 def test_engine_without_times_speaks_or_refuses(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SlotDispatcher, "timed", frozenset())
+    monkeypatch.setattr(SlotDispatcher, "features", {})
     with open_socket(in_process, "multi-stream-input", sync_alignment="true") as socket:
         send(socket, text="A sentence.", context_id="c", flush=True)
         assert json.loads(socket.recv(timeout=60))["alignment"] is None

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from afterwords.backends import registry
-from afterwords.backends.base import has_timing, unspoken
+from afterwords.backends.base import features, unspoken
 from afterwords.client.profiles import Access
 from afterwords.errors import InvalidOptionError, ServerSetupError, StaleAttemptError
 from afterwords.server.concurrency import Condition
@@ -139,10 +139,9 @@ class CallDispatcher:
         return {name: backend.engine.prompt_version for name, backend in self._offered.items() if backend.engine}
 
     @property
-    def timed(self) -> Set[str]:
-        if not self.service.sends_words:
-            return set()
-        return {name for name, backend in self._offered.items() if backend.engine and has_timing(backend.engine)}
+    def features(self) -> Mapping[str, frozenset[str]]:
+        lacking = frozenset() if self.service.sends_words else {"has_timing"}
+        return {name: features(backend.engine) - lacking for name, backend in self._offered.items() if backend.engine}
 
     @property
     def prepares(self) -> Set[str]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from afterwords.backends import registry
-from afterwords.backends.base import Engine, Unavailable, has_timing, unspoken
+from afterwords.backends.base import Engine, Unavailable, features, unspoken
 from afterwords.backends.memory import memory_bytes
 from afterwords.config import Config, load_config
 from afterwords.errors import BackendUnavailableError, InvalidOptionError
@@ -205,7 +205,7 @@ def _find_backends(config: Config) -> tuple[dict[str, BackendInfo], dict[str, En
     engines = {each.name: each.engine for each in found if each.is_available and each.engine is not None}
     backends = {
         each.name: BackendInfo(
-            each.name, each.engine.backends[0], each.engine.prompt_version, each.languages, has_timing(each.engine)
+            each.name, each.engine.backends[0], each.engine.prompt_version, each.languages, features(each.engine)
         )
         for each in found
         if each.engine is not None and (each.is_available or config.backends is not None)

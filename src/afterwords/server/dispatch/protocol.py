@@ -36,12 +36,12 @@ class Offer(_Part):
     """A backend that a worker can run.
 
     Attributes:
-        has_timing: The words of its speech have times. Older workers don't send it, and stream no words.
+        features: What it can do, of `backends.base.FEATURES`. Older workers don't send it, and stream no words.
     """
 
     languages: frozenset[Lang]
     prompt_version: Annotated[str, Field(max_length=200)]
-    has_timing: bool = False
+    features: Annotated[frozenset[Name], Field(max_length=64)] = frozenset()
 
 
 class Hello(_Part):

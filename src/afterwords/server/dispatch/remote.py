@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -137,9 +137,8 @@ class RemoteDispatcher:
         return {name: offer.prompt_version for worker in self.workers for name, offer in worker.offers.items()}
 
     @property
-    def timed(self) -> Set[str]:
-        offers = [offer for worker in self.workers for offer in worker.offers.items()]
-        return {name for name, offer in offers if offer.has_timing} - {n for n, o in offers if not o.has_timing}
+    def features(self) -> Mapping[str, frozenset[str]]:
+        return _common({name: offer.features for name, offer in worker.offers.items()} for worker in self.workers)
 
     @property
     def prepares(self) -> Set[str]:
@@ -414,6 +413,14 @@ async def _parse_audio(
         raise InvalidRequestError.invalid_field("words", rule="the audio must be messages with words") from None
 
 
+def _common(offered: Iterable[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
+    """Return the features that each backend has wherever it is offered: a job may run at any of these places."""
+    found: dict[str, frozenset[str]] = {}
+    for each in offered:
+        found |= {name: found.get(name, features) & features for name, features in each.items()}
+    return found
+
+
 def _claimed_by(worker: str, body: ClaimBody) -> str:
     """Return what is stored with a claim: the worker, and by what it asks for the claim again."""
     return f"{worker}:{body.claim_id}"
@@ -446,10 +453,8 @@ class CombinedDispatcher:
         return {name: version for each in reversed(self._all) for name, version in each.prompt_versions.items()}
 
     @property
-    def timed(self) -> Set[str]:
-        """Those that every dispatcher with the backend reports: each of them may run a job."""
-        timed = frozenset[str]().union(*(each.timed for each in self._all))
-        return {name for name in timed if all(name in each.timed for each in self._all if name in each.backends)}
+    def features(self) -> Mapping[str, frozenset[str]]:
+        return _common(each.features for each in self._all)
 
     @property
     def prepares(self) -> Set[str]:

@@ -75,8 +75,8 @@ class SlotDispatcher(ABC):
         return {backend.name: backend.languages for backend in self._offered.values()}
 
     @property
-    def timed(self) -> Set[str]:
-        return {backend.name for backend in self._offered.values() if backend.has_timing}
+    def features(self) -> Mapping[str, frozenset[str]]:
+        return {backend.name: backend.features for backend in self._offered.values()}
 
     @property
     def prepares(self) -> Set[str]:

@@ -46,7 +46,7 @@ class BackendInfo:
     engine: str
     prompt_version: str
     languages: frozenset[str]
-    has_timing: bool
+    features: frozenset[str]
 
 
 class SlotUnavailableError(Exception):

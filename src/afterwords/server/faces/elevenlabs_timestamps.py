@@ -82,7 +82,7 @@ async def speak_with_timestamps(
     job_id = context_of(request).job_id = result.job.job_id
     is_streamed = request.url.path.endswith("/stream/with-timestamps")
     is_tagged = encoding.format is not SpeechFormat.MP3
-    if is_streamed and result.job.backend in state_of(request).dispatcher.timed:
+    if is_streamed and "has_timing" in state_of(request).dispatcher.features.get(result.job.backend, ()):
         lines = _make_lines(SpokenText(request, body.text, result), encoding)
         response = await speech_response(request, result, encoding, is_tagged=is_tagged, wrap=lines)
         response.headers["Content-Type"] = "application/x-ndjson"

@@ -141,8 +141,8 @@ class Dispatcher(Protocol):
         """The prompt version of each backend, if it is known without loading the backend."""
 
     @property
-    def timed(self) -> Set[str]:
-        """The backends whose words have times while they are spoken."""
+    def features(self) -> Mapping[str, frozenset[str]]:
+        """What each backend can do, of `backends.base.FEATURES`, wherever its jobs run."""
 
     @property
     def prepares(self) -> Set[str]:

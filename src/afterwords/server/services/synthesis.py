@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final, Generic, TypeVar
 
+from afterwords.backends.base import FEATURES, timbre_only
 from afterwords.errors import (
     AfterwordsError,
     AudioMissingError,
@@ -318,7 +319,11 @@ class Synthesis:
             )
             key = make_key(lang=lang, backend=backend)
             cached = None if request.has_report else await find_cached(voice, key)
-        script = parse(text, emotions=reading.emotions, lexicon=reading.lexicon)
+        features = self.dispatcher.features.get(backend, frozenset(FEATURES))
+        reads_ipa = "reads_ipa" in features
+        script = parse(text, emotions=reading.emotions, lexicon=reading.lexicon, reads_ipa=reads_ipa)
+        if voice.emotion and "continues_recording" not in features:
+            notices.append(timbre_only(backend))
         left_out = self.dispatcher.unspoken(backend, script.text)
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
@@ -487,7 +492,7 @@ class Synthesis:
         backend, _ = self.catalog.for_speech(
             request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
         )
-        return backend in self.dispatcher.timed
+        return "has_timing" in self.dispatcher.features.get(backend, ())
 
     async def get_verification(self, job: StoredJob) -> Verification:
         """Return how the speech of a job compares with its text.

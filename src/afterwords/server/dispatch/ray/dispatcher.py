@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from afterwords.backends import registry
-from afterwords.backends.base import has_timing, unspoken
+from afterwords.backends.base import features, unspoken
 from afterwords.errors import MissingExtraError, UnreachableError
 from afterwords.server.dispatch import messages
 from afterwords.server.dispatch.audio_stream import AudioListener, AudioStreams
@@ -89,7 +89,7 @@ class GatewayProcess(WorkerProcess):
                     found["engine"],
                     found["prompt_version"],
                     frozenset(found["languages"]),
-                    found["has_timing"],
+                    frozenset(found["features"]),
                 )
                 for name, found in facts["backends"].items()
                 if "engine" in found
@@ -201,9 +201,7 @@ class RayDispatcher(SlotDispatcher):
         found = registry.backends(config)
         self._engines = {each.name: each.engine for each in found if each.engine is not None}
         self._named = {
-            name: BackendInfo(
-                name, engine.backends[0], engine.prompt_version, engine.languages(name), has_timing(engine)
-            )
+            name: BackendInfo(name, engine.backends[0], engine.prompt_version, engine.languages(name), features(engine))
             for name, engine in self._engines.items()
             if name in (settings.backends or ())
         }

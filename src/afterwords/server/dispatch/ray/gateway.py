@@ -145,7 +145,7 @@ class Gateway:
             "engine": description.engine,
             "languages": description.languages,
             "prompt_version": description.prompt_version,
-            "has_timing": description.has_timing,
+            "features": description.features,
             # One replica more than there is may start for the jobs that wait.
             "capacity": description.max_concurrent * min(description.max_replicas, n_running + 1) if is_up else 0,
             "problem": "" if is_up else f"no replica of {backend} runs",

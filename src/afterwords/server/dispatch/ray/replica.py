@@ -17,7 +17,7 @@ from typing import Any, Final
 from ray import serve
 
 from afterwords import __version__
-from afterwords.backends.base import has_timing
+from afterwords.backends.base import features
 from afterwords.config import load_config
 from afterwords.server.dispatch.local import CLUSTER_SECRETS, environment_for
 from afterwords.server.dispatch.worker import Work, Worker
@@ -46,7 +46,7 @@ class Description:
     engine: str
     languages: tuple[str, ...]
     prompt_version: str
-    has_timing: bool
+    features: tuple[str, ...]
     max_concurrent: int
     max_replicas: int
 
@@ -79,7 +79,7 @@ class Replica:
             engine=engine.backends[0],
             languages=tuple(sorted(engine.languages(self._backend))),
             prompt_version=engine.prompt_version,
-            has_timing=has_timing(engine),
+            features=tuple(features(engine)),
             max_concurrent=engine.max_concurrent,
             max_replicas=self._max_replicas,
         )
