@@ -236,6 +236,8 @@ def test_other_files_name_a_converter(tmp_path: Path) -> None:
         ("<script>if (a < b) {}</script><style>p{}</style>t", ["t"]),
         ("a &lt;b&gt; &amp;#9731; &#9731;", ["a <b> &#9731; ☃"]),
         ("<p>unclosed <b>bold</p></div><p>c", ["unclosed bold", "c"]),
+        ("<!DOCTYPE html><?x y?>a<!-- <p>b --><!-->c<![CDATA[ & <d>]]><![if x]>e<![endif]>", ["ac & <d>e"]),
+        ("<p>a <!-- b<p>c", ["a b", "c"]),
     ],
 )
 def test_page_speaks_what_is_read_aloud(html: str, spoken: list[str]) -> None:
@@ -274,7 +276,15 @@ def test_page_that_an_epub_lacks_is_reported(tmp_path: Path) -> None:
     assert texts(book) == texts(read_book(write_epub(tmp_path / "whole.epub")))
 
 
-@pytest.mark.parametrize("html", ["<nav>" + "<i>" * 100_000 + "</b>" * 100_000, "<title>" + "a<i>" * 100_000])
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<nav>" + "<i>" * 100_000 + "</b>" * 100_000,
+        "<title>" + "a<i>" * 100_000,
+        *(opening * 200_000 for opening in ("<!--", "<?", "<![CDATA[", "<![")),
+    ],
+    ids=lambda html: html[:10],
+)
 def test_hostile_html_is_read_in_linear_time(html: str) -> None:
     started = process_time()
     Page(html)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from html import escape
 from html.parser import HTMLParser
 from typing import Final, NamedTuple
 
@@ -33,6 +34,8 @@ _SKIPPED_TYPES: Final = _names(
 """Values of `epub:type` and `role`. Source: EPUB Structural Semantics Vocabulary 1.1, Digital Publishing WAI-ARIA."""
 _NOTE_MARK: Final = re.compile(r"\s*[(\[]?\s*(?:\d{1,4}|[*†‡§¶]{1,3}|[a-z])\s*[)\]]?\s*")
 _SPACE: Final = re.compile(r"\s+")
+_CLOSINGS: Final = {"<!--": "-->", "<![CDATA[": "]]>", "<!": ">", "<?": ">"}
+_DECLARATION: Final = re.compile("|".join(map(re.escape, _CLOSINGS)))
 
 
 class Block(NamedTuple):
@@ -78,7 +81,7 @@ class Page(HTMLParser):
         self._in_title = False
         self._title: list[str] = []
         self._link: int | None = None  # number of parts before an open link to a place in a book
-        self.feed(text)
+        self.feed(_without_declarations(text))
         self.close()
         self._end_block()
         self.title = _SPACE.sub(" ", "".join(self._title)).strip() or None
@@ -162,7 +165,7 @@ class TableOfContents(HTMLParser):
         self._is_inside = False
         self._href: str | None = None
         self._parts: list[str] = []
-        self.feed(text)
+        self.feed(_without_declarations(text))
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -182,6 +185,29 @@ class TableOfContents(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self._parts.append(data)
+
+
+def _without_declarations(text: str) -> str:
+    """Return a page without comments, declarations and processing instructions, and CDATA sections as text.
+
+    `HTMLParser` searches the end of each from its start, which takes hours if there are many without an end, and fails
+    at some. Without an end, only what opens one is left out.
+    """
+    parts: list[str] = []
+    at = 0
+    has_end = dict.fromkeys(_CLOSINGS, True)
+    for found in _DECLARATION.finditer(text):
+        start, opening = found.start(), found[0]
+        if start < at:
+            continue
+        parts.append(text[at:start])
+        at = found.end()
+        end = text.find(_CLOSINGS[opening], start + 2) if has_end[opening] else -1  # "<!-->" is a whole comment
+        has_end[opening] = end >= 0
+        if end >= 0:
+            parts.append(escape(text[at:end]) if opening == "<![CDATA[" else "")
+            at = end + len(_CLOSINGS[opening])
+    return "".join([*parts, text[at:]])
 
 
 def begins_chapter(block: Block) -> bool:
