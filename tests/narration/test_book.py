@@ -14,6 +14,7 @@ from afterwords.narration import book as books
 from afterwords.narration import epub
 from afterwords.narration.book import Book, known_lang, read_book, read_cover
 from afterwords.narration.html import Page
+from afterwords.narration.script import CHAPTER_PAUSE_S, PARAGRAPH_PAUSE_S, SCENE_PAUSE_S, write_script
 from tests.error_codes import has_code
 from tests.narration.epubs import CONTAINER, NAV, PACKAGE, image, write_epub
 
@@ -58,6 +59,19 @@ def test_epub_2_has_chapters_of_its_ncx(tmp_path: Path) -> None:
     book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/book.opf": package, "OEBPS/toc.ncx": NCX}))
     assert book.chapters[-1].title == "Old way"
     assert book.chapters[-1].paragraphs[1].text.startswith("It was café")
+
+
+def test_epub_2_skips_pages_that_its_guide_names(tmp_path: Path) -> None:
+    guide = '<guide><reference type="toc" href="text/one.xhtml"/><reference type="cover" href="text/two.xhtml#start"/>'
+    package = PACKAGE.replace("</package>", f"{guide}</guide></package>")
+    book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/book.opf": package}))
+    assert list(texts(book)) == ["The Book", "Second", "Later"]
+
+
+def test_chapter_whose_place_is_missing_begins_its_page(tmp_path: Path) -> None:
+    nav = NAV.replace("two.xhtml#start", "two.xhtml#gone")
+    book = read_book(write_epub(tmp_path / "b.epub", {"OEBPS/nav.xhtml": nav}))
+    assert texts(book)["Second"] == ["The end of the first.", "Second begins.", "More."]
 
 
 def test_epub_without_contents_has_chapters_of_its_headings(tmp_path: Path) -> None:
@@ -140,8 +154,9 @@ def test_encrypted_zip_member_is_drm(tmp_path: Path) -> None:
 
 def test_markdown_headings_begin_chapters(tmp_path: Path) -> None:
     text = (
-        '---\ntitle: "A Title"\nauthor: Ann\nlang: fr\n---\n\nBefore.\n\n# One\n\nHello *there*[^1], `code`.\n'
-        "\n## Two\n\n- a\n- b\n\n### Deeper\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n[^1]: A note\n    over two lines.\n"
+        '---\ntitle: "A Title"\nAuthor: [Ann]\nlang: fr\n---\n\nBefore.\n\n# One\n\nHello *there*[^1], `code`.\n'
+        "\n## Two {#two .x}\n\n- a\n- b\n\n### Deeper\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n"
+        "[^1]: A note\n    over two lines.\n"
     )
     book = read_book(write(tmp_path / "b.md", text))
 
@@ -165,6 +180,34 @@ def test_text_chapters_begin_with_lines_that_say_so(tmp_path: Path) -> None:
         "Chapter 2: More": ["Chapter 2: More", "Chapter 2 was long."],
         "Epilogue": ["Epilogue", "End."],
     }
+
+
+def test_text_of_project_gutenberg_is_read_without_its_license(tmp_path: Path) -> None:
+    text = (
+        "The Project Gutenberg eBook of A Tale\r\n\r\nTitle: A Tale\r\n\r\nAuthor: Ann\r\n\r\n"
+        "*** START OF THE PROJECT GUTENBERG EBOOK A\r\nTALE ***\r\n\r\nContents\r\n\r\n CHAPTER I. One\r\n CHAPTER II."
+        "\r\n\r\nCHAPTER I. One\r\n\r\nA _hard_ de-\r\n  cision of a well-\r\nknown man[1] is a decision, his_own_name."
+        "\r\n\r\n[1] A note.\r\n\r\n[Illustration: A map]\r\n\r\n* * *\r\n\r\nLater.\r\n\r\nII.\r\n\r\nTwo.\r\n\r\n"
+        "*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***\r\n\r\nSection 1. General terms.\r\n"
+    )
+    book = read_book(write(tmp_path / "b.txt", text))
+    assert (book.title, book.author) == ("A Tale", "Ann")
+    hard = "A hard decision of a well-known man is a decision, his_own_name."
+    assert texts(book) == {"CHAPTER I. One": ["CHAPTER I. One", hard, "Later."], "II.": ["II.", "Two."]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("b.txt", "A.\n\n* * *\n\nB.\n\nC."),
+        ("b.md", "A.\n\n***\n\nB.\n\nC.\n"),
+        ("b.html", "<hr>A.<p>~<p>B.<hr><h2>C</h2>"),
+    ],
+)
+def test_scene_break_is_a_longer_pause(name: str, text: str, tmp_path: Path) -> None:
+    sentences, notices = write_script(read_book(write(tmp_path / name, text)), {})
+    pauses = [0.0, SCENE_PAUSE_S, CHAPTER_PAUSE_S if "h2" in text else PARAGRAPH_PAUSE_S]
+    assert ([sentence.pause_s for sentence in sentences], notices) == (pauses, [])
 
 
 @pytest.mark.parametrize(
@@ -236,12 +279,18 @@ def test_other_files_name_a_converter(tmp_path: Path) -> None:
         ("<script>if (a < b) {}</script><style>p{}</style>t", ["t"]),
         ("a &lt;b&gt; &amp;#9731; &#9731;", ["a <b> &#9731; ☃"]),
         ("<p>unclosed <b>bold</p></div><p>c", ["unclosed bold", "c"]),
+        ("<p>on&shy;ly o\u200bne<p>&shy;", ["only one"]),
+        ("<p style='color:red; Display : None'>x</p><p style='display:block'>y", ["y"]),
+        ("<h2><span class='x pagenum'>[12]</span>Two</h2><div class='footnotes'><p>1. x</div>y", ["Two", "y"]),
+        ("<section class='pg-boilerplate pgheader' id='pg-header'><h2>The eBook</h2></section>y", ["y"]),
+        ("<p><span class='dropcap'>O</span>nce", ["Once"]),
         ("<!DOCTYPE html><?x y?>a<!-- <p>b --><!-->c<![CDATA[ & <d>]]><![if x]>e<![endif]>", ["ac & <d>e"]),
         ("<p>a <!-- b<p>c", ["a b", "c"]),
     ],
 )
 def test_page_speaks_what_is_read_aloud(html: str, spoken: list[str]) -> None:
-    assert [block.text for block in Page(html).blocks] == spoken
+    book = Book.from_blocks(Path("b.html"), Page(html).blocks)
+    assert [paragraph.text for chapter in book.chapters for paragraph in chapter.paragraphs] == spoken
 
 
 def test_stated_language_becomes_two_letters() -> None:

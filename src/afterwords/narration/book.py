@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from afterwords.disk import open_plain
 from afterwords.errors import FileError, InvalidInputError, TextError
 from afterwords.narration.html import CHAPTER_LEVEL, Block, Page, begins_chapter
-from afterwords.text import check_text, is_speakable
+from afterwords.text import check_text
 
 MAX_CHARS: Final = 10_000_000
 """Longest book, about a week of speech. The Bible has 4.5 million characters."""
@@ -25,6 +25,8 @@ MAX_COVER_PIXELS: Final = 50_000_000
 """To decode one takes up to 8 bytes of memory per pixel; a file of 2 MB can have more than 200 million."""
 ENDINGS: Final = (".epub", ".md", ".markdown", ".html", ".htm", ".xhtml", ".txt")
 
+_INVISIBLE: Final = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Soft hyphens, and marks where a line may or may not end; engines would split words there."""
 _NUMBER: Final = (
     r"(?:\d{1,4}|[ivxlc]{1,9}|(?:the\s)?(?:first|second|third|last)|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w{3,5})?"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen)"
@@ -33,13 +35,21 @@ _CHAPTER_LINE: Final = re.compile(
     rf"(?:chapter|part|book|kapitel|teil|chapitre|partie|cap[íi]tulo|parte|capitolo|глава|часть)\s+{_NUMBER}"
     r"(?:[.:]|\s*[.:—–-]\s*[^\n]{1,80}|\s+(?-i:[^\W\d_a-zà-þа-я])[^\n]{0,80})?"
     r"|(?:prologue|epilogue|preface|foreword|introduction|afterword|prolog|epilog|vorwort|nachwort|prólogo|epílogo)[.:]?"
-    r"|第\s*[\d〇零一二三四五六七八九十百千]{1,8}\s*[章回部卷节節][^\n]{0,40}|제\s*\d{1,4}\s*[장부][^\n]{0,40}",
+    r"|第\s*[\d〇零一二三四五六七八九十百千]{1,8}\s*[章回部卷节節][^\n]{0,40}|제\s*\d{1,4}\s*[장부][^\n]{0,40}"
+    r"|(?-i:(?=[XVI]|[CL][CLXVI])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))\.?",
     re.IGNORECASE,
 )
 _PARAGRAPH_END: Final = re.compile(r"\n[ \t]*\n\s*")
 _FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n(?P<fields>.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_FIELD: Final = re.compile(r"^(title|author|lang)\s*:[ \t]*(\S.*)$", re.MULTILINE)
+_FIELD: Final = re.compile(r"^(title|author|lang)\s*:[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
+_HEADING_ATTRIBUTES: Final = re.compile(r"^(#{1,6} [^\n{]*)\{[#.][^\n{}]*\}[ \t]*$", re.MULTILINE)
 _FOOTNOTE: Final = re.compile(r"^\[\^[^\]\s]{1,99}\]:.*(?:\n[ \t]+.*)*|\[\^[^\]\s]{1,99}\]", re.MULTILINE)
+_GUTENBERG: Final = re.compile(r"^\*{3} ?(START|END) OF TH(?:E|IS) PROJECT GUTENBERG E[^*]{1,300}\*{3}", re.MULTILINE)
+_TEXT_CONTENTS: Final = re.compile(r"(?:table of )?contents[.:]?", re.IGNORECASE)
+_TEXT_NOTE: Final = re.compile(r"\[(?:\d{1,3}\]\s|(?:footnote|illustration)\b)", re.IGNORECASE)
+_TEXT_NOTE_MARK: Final = re.compile(r"(?<=\S) ?\[\d{1,3}\]")
+_TEXT_EMPHASIS: Final = re.compile(r"(?<![^\W_])_(?=[^\s_])([^_]{1,1000})(?<=\S)_(?![^\W_])")
+_SPLIT_WORD: Final = re.compile(r"(?<!\w)(\w+)-\n[ \t]*(\w+)")
 _DECLARED: Final = re.compile(rb"""(?:\bencoding|\bcharset)\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""")
 _LANGS: Final = {
     **{"eng": "en", "zho": "zh", "chi": "zh", "jpn": "ja", "kor": "ko", "spa": "es", "fra": "fr", "fre": "fr"},
@@ -54,6 +64,8 @@ class Paragraph:
 
     text: str = field(repr=False)
     is_heading: bool = False
+    follows_break: bool = False
+    """Whether a line such as "* * *" stands before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +119,18 @@ class Book:
         """
         title = title or path.stem
         chapters: list[tuple[str, list[Paragraph]]] = [(title, [])]
+        follows_break = False
         for block in blocks:
-            if not is_speakable(block.text):
+            text = block.text.translate(_INVISIBLE)
+            if not any(character.isalnum() for character in text):
+                follows_break = True
                 continue
-            starts = begins_chapter(block) if by_headings else block.chapter is not None
-            if starts:
-                chapters.append(((block.chapter or block.text)[:MAX_TITLE_CHARS], []))
-            text = check_text(block.text, max_chars=MAX_CHARS)
-            chapters[-1][1].append(Paragraph(text, bool(block.level)))
+            if begins_chapter(block) if by_headings else block.chapter is not None:
+                chapters.append(((block.chapter or text).translate(_INVISIBLE)[:MAX_TITLE_CHARS], []))
+            text = check_text(text, max_chars=MAX_CHARS)
+            follows_break = follows_break and bool(chapters[-1][1]) and not block.level
+            chapters[-1][1].append(Paragraph(text, bool(block.level), follows_break))
+            follows_break = False
         spoken = tuple(Chapter(name, tuple(paragraphs)) for name, paragraphs in chapters if paragraphs)
         if not spoken:
             raise TextError(f"{path} contains nothing that can be spoken.", code="empty_text", hint="use another file.")
@@ -156,9 +172,10 @@ def read_book(path: Path) -> Book:
     if len(data) > MAX_TEXT_BYTES:
         raise TextError(f"{path} has more than {MAX_TEXT_BYTES:,} bytes.", code="text_too_long")
     text = decode_text(data, source=str(path))
-    if ending == ".txt":
-        return Book.from_blocks(path, _text_blocks(text))
     stated: dict[str, str] = {}
+    if ending == ".txt":
+        text, stated = _without_license(text)
+        return Book.from_blocks(path, _text_blocks(text), title=stated.get("title"), author=stated.get("author"))
     if ending in {".md", ".markdown"}:
         text, stated = _render(text)
     page = Page(text)
@@ -205,14 +222,44 @@ def _render(text: str) -> tuple[str, dict[str, str]]:
     stated: dict[str, str] = {}
     text = text.replace("\r\n", "\n")
     if front := _FRONT_MATTER.match(text):
-        stated = {name: value.strip().strip("\"'") for name, value in _FIELD.findall(front["fields"])}
+        stated = _read_fields(front["fields"])
         text = text[front.end() :]
-    return MarkdownIt("commonmark").enable("table").render(_FOOTNOTE.sub("", text)), stated
+    text = _HEADING_ATTRIBUTES.sub(r"\1", _FOOTNOTE.sub("", text))
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text), stated
+
+
+def _read_fields(text: str) -> dict[str, str]:
+    return {name.lower(): value.strip().strip("\"'[]") for name, value in _FIELD.findall(text)}
+
+
+def _without_license(text: str) -> tuple[str, dict[str, str]]:
+    """Return a text without what Project Gutenberg puts before and after it, and the fields of that."""
+    text = text.replace("\r\n", "\n")
+    stated: dict[str, str] = {}
+    for mark in list(_GUTENBERG.finditer(text))[::-1]:
+        if mark[1] == "END":
+            text = text[: mark.start()]
+        else:
+            stated = _read_fields(text[: mark.start()])
+            text = text[mark.end() :]
+    return text, stated
 
 
 def _text_blocks(text: str) -> Iterable[Block]:
-    for part in _PARAGRAPH_END.split(check_text(text, max_chars=MAX_CHARS)):
+    text = check_text(text, max_chars=MAX_CHARS)
+    words = set(re.findall(r"\w+", text.lower()))
+
+    def join_word(split: re.Match[str]) -> str:
+        whole = split[1] + split[2]
+        return whole if whole.lower() in words else f"{split[1]}-{split[2]}"
+
+    text = _TEXT_EMPHASIS.sub(r"\1", _TEXT_NOTE_MARK.sub("", _SPLIT_WORD.sub(join_word, text)))
+    for part in _PARAGRAPH_END.split(text):
         paragraph = part.strip()
+        lines = [line.strip() for line in paragraph.split("\n")]
+        is_contents = len(lines) > 1 and all(map(_CHAPTER_LINE.fullmatch, lines))
+        if is_contents or _TEXT_CONTENTS.fullmatch(paragraph) or _TEXT_NOTE.match(paragraph):
+            continue
         head, _, rest = paragraph.partition("\n")
         if _CHAPTER_LINE.fullmatch(head.strip()):
             title = " ".join([head.strip(), *([rest] if len(rest) <= 80 and "\n" not in rest else [])]).strip()

@@ -25,6 +25,8 @@ from afterwords.narration.html import Block, Page, TableOfContents
 MAX_MEMBER_BYTES: Final = 32 * 2**20
 _PROTECTED: Final = ("META-INF/rights.xml", "META-INF/license.lcpl", "META-INF/sinf.xml")
 """Files of Adobe's, Readium's and Apple's copy protection."""
+_SKIPPED_PAGES: Final = frozenset({"copyright-page", "cover", "index", "loi", "lot", "notes", "toc"})
+"""Types in the guide of EPUB 2."""
 _FONT_OBFUSCATION: Final = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 
 
@@ -83,6 +85,12 @@ class _Epub:
         return replace(book, notices=(f"The book refers to {pages} that it does not have; the rest is read.",))
 
     def _blocks(self, contents: dict[str, dict[str, str]]) -> Iterator[Block]:
+        guide = self._package.findall("{*}guide/{*}reference")
+        skipped = {  # of a part of a page, the page is read
+            self._resolve(self._folder, reference.get("href", ""))
+            for reference in guide
+            if reference.get("type") in _SKIPPED_PAGES and "#" not in reference.get("href", "")
+        }
         spine = self._package.find("{*}spine")
         for entry in spine if spine is not None else ():
             item = self._items.get(entry.get("idref", ""))
@@ -92,7 +100,7 @@ class _Epub:
             if entry.get("linear") == "no" or "nav" in item.get("properties", "").split():
                 continue
             name = self._resolve(self._folder, item.get("href", ""))
-            if item.get("media-type", "").startswith("image/"):
+            if item.get("media-type", "").startswith("image/") or name in skipped:
                 continue
             page = Page(decode_text(self._read(name), source=f"{self._path}: {name}"), contents.get(name))
             yield from page.blocks

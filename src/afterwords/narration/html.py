@@ -9,6 +9,8 @@ from html import escape
 from html.parser import HTMLParser
 from typing import Final, NamedTuple
 
+SCENE_BREAK: Final = "* * *"
+"""A paragraph without a letter or a digit, such as this, is a longer pause."""
 CHAPTER_LEVEL: Final = 2
 """Headings up to this level begin a chapter."""
 
@@ -27,11 +29,14 @@ _SKIPPED: Final = _names(
 )
 _VOID: Final = _names("area base br col embed hr img input link meta source track wbr")
 _SKIPPED_TYPES: Final = _names(
-    "annoref backlink doc-backlink doc-endnote doc-endnotes doc-footnote doc-index doc-noteref doc-pagebreak "
-    "doc-pagelist doc-toc endnote endnotes footnote footnotes index landmarks noteref page-list pagebreak rearnote "
-    "rearnotes toc"
+    "annoref backlink copyright-page doc-backlink doc-endnote doc-endnotes doc-footnote doc-index doc-noteref "
+    "doc-pagebreak doc-pagelist doc-toc endnote endnotes footnote footnotes index landmarks loi lot noteref page-list "
+    "pagebreak rearnote rearnotes toc"
 )
 """Values of `epub:type` and `role`. Source: EPUB Structural Semantics Vocabulary 1.1, Digital Publishing WAI-ARIA."""
+_SKIPPED_CLASSES: Final = _names("endnotes footnote footnotes pagenum pageno page-number pg-boilerplate")
+"""Classes that many publishers, converters and Project Gutenberg use."""
+_NOT_SHOWN: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _NOTE_MARK: Final = re.compile(r"\s*[(\[]?\s*(?:\d{1,4}|[*†‡§¶]{1,3}|[a-z])\s*[)\]]?\s*")
 _SPACE: Final = re.compile(r"\s+")
 _CLOSINGS: Final = {"<!--": "-->", "<![CDATA[": "]]>", "<!": ">", "<?": ">"}
@@ -84,6 +89,8 @@ class Page(HTMLParser):
         self.feed(_without_declarations(text))
         self.close()
         self._end_block()
+        if self._chapters and self.blocks and self.blocks[0].chapter is None:  # the page has no such ID
+            self.blocks[0] = self.blocks[0]._replace(chapter=next(iter(self._chapters.values())))
         self.title = _SPACE.sub(" ", "".join(self._title)).strip() or None
 
     def _skip(self, tag: str) -> None:
@@ -111,9 +118,12 @@ class Page(HTMLParser):
                 self._end_block()
                 self._chapter = self._chapters.pop(given[name])
         types = set(f"{given.get('epub:type', '')} {given.get('role', '')}".lower().split())
-        is_hidden = "hidden" in given or given.get("aria-hidden") == "true"
-        if (tag in _SKIPPED or types & _SKIPPED_TYPES or is_hidden) and tag not in _VOID | {"html", "body"}:
+        is_hidden = "hidden" in given or given.get("aria-hidden") == "true" or _NOT_SHOWN.search(given.get("style", ""))
+        is_skipped = types & _SKIPPED_TYPES or _SKIPPED_CLASSES.intersection(given.get("class", "").lower().split())
+        if (tag in _SKIPPED or is_skipped or is_hidden) and tag not in _VOID | {"html", "body"}:
             self._skip(tag)
+        elif tag == "hr":
+            self.blocks.append(Block(SCENE_BREAK))
         elif tag == "br":
             self._parts.append(" ")
         elif tag == "a" and "#" in given.get("href", ""):

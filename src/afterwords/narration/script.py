@@ -16,6 +16,8 @@ from afterwords.text import check_name, split_chunks
 
 SENTENCE_PAUSE_S, PARAGRAPH_PAUSE_S, HEADING_PAUSE_S, CHAPTER_PAUSE_S = 0.3, 0.7, 1.2, 2.0
 """Silence between sentences, before a paragraph, after a heading, and before a chapter."""
+SCENE_PAUSE_S: Final = 1.5
+"""Silence where a line such as "* * *" separates two paragraphs."""
 MAX_PAUSE_S: Final = 60.0
 """Longest silence: several pauses in a row add up, and hours of silence would not fit into memory."""
 SENTENCE_MAX_CHARS: Final = 400
@@ -130,8 +132,9 @@ def write_script(
 
 def _lines(chapter: Chapter, cast: Mapping[str, str]) -> Iterator[str]:
     for paragraph in chapter.paragraphs:
+        pause = f"[pause {SCENE_PAUSE_S - PARAGRAPH_PAUSE_S:.3f}s] " if paragraph.follows_break else ""
         character, colon, line = paragraph.text.partition(":")
         if colon and character.strip() in cast:
-            yield f"[voice:{character.strip()}] {line.strip()} [voice:]"
+            yield f"{pause}[voice:{character.strip()}] {line.strip()} [voice:]"
         else:
-            yield paragraph.text.replace("\n\n", "\n")
+            yield pause + paragraph.text.replace("\n\n", "\n")
