@@ -62,6 +62,10 @@ _MESSAGE_MAX_CHARS: Final = 500
 _JOB_FAILURES: Final = {
     "synthesis_failed": ("the engine could not speak the text", ""),
     "worker_lost": ("its worker process ended in every attempt", ""),
+    "model_unavailable": (
+        "its worker could not load the model",
+        "use another backend, or ask the operator of the server, whose log says why.",
+    ),
     "out_of_memory": ("the server has too little memory for it", ""),
     "runaway_audio": ("the engine did not find the end of the text", ""),
     "reference_missing": ("the reference recording of the voice is missing from storage", ""),

@@ -23,7 +23,14 @@ SPEECH_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 REAL_TIME_BUCKETS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0)
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OF_WORKERS: Final = frozenset(
-    {"worker_lost", "out_of_memory", "loading_timed_out", "preparing_timed_out", "speaking_timed_out"}
+    {
+        "worker_lost",
+        "model_unavailable",
+        "out_of_memory",
+        "loading_timed_out",
+        "preparing_timed_out",
+        "speaking_timed_out",
+    }
 )
 """Codes of failed attempts that no exception has."""
 

@@ -128,7 +128,7 @@ async def test_unloadable_backend_fails_only_its_own_jobs(
     (home / "broken").touch()
     async with running_dispatcher(queue, backends=("tone", "odd")):
         odd, tone = queue.submit("hello", backend="odd"), queue.submit("hello")
-        assert await queue.wait_for(odd, tone) == ["worker_lost", "ready"]
+        assert await queue.wait_for(odd, tone) == ["model_unavailable", "ready"]
 
 
 async def test_waiting_job_loses_no_attempt_in_a_crash(queue: MemoryQueue) -> None:

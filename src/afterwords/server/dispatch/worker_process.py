@@ -52,6 +52,7 @@ class WorkerLimits:
 LOADING, PREPARING, SPEAKING = "loading_timed_out", "preparing_timed_out", "speaking_timed_out"
 _REASONS: Final = {
     "worker_lost": "it died",
+    "model_unavailable": "it could not load the model",
     LOADING: "it made no progress for longer than AFTERWORDS_START_ALLOWANCE_S allows",
     PREPARING: "it made no progress for longer than AFTERWORDS_START_ALLOWANCE_S allows",
     SPEAKING: "it made no sound for longer than AFTERWORDS_STALL_S allows",
@@ -62,7 +63,7 @@ class WorkerCrashedError(Exception):
     """The process died or was killed.
 
     Attributes:
-        code: Of the API: "worker_lost", or the code of the timeout.
+        code: Of the API: "worker_lost", "model_unavailable", or the code of the timeout.
     """
 
     def __init__(self, *, is_out_of_memory: bool, code: str = "worker_lost") -> None:

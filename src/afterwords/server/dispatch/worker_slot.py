@@ -245,7 +245,7 @@ class WorkerSlot(Slot):
             except WorkerError as error:
                 _log.error("%s can't be loaded: %s", work.backend, error)
                 worker.retire()
-                raise WorkerCrashedError(is_out_of_memory=error.is_out_of_memory) from error
+                raise WorkerCrashedError(is_out_of_memory=error.is_out_of_memory, code="model_unavailable") from error
 
     def _interrupt_preparation(self, attempt: Attempt) -> None:
         """Interrupt a preparation that would delay a job for long. What was done of it is kept as a checkpoint."""
