@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ import yaml
 from pocket_tts import TTSModel
 
 from afterwords.audio.audio import Audio, decode
+from afterwords.audio.effects import fade_from
 from afterwords.audio.wav import Samples
 from afterwords.backends import memory, registry
 from afterwords.backends.base import Available, Engine, InvalidPromptError, Unavailable
@@ -32,7 +34,7 @@ from afterwords.backends.pocket import engine as engine_module
 from afterwords.backends.pocket import model as model_module
 from afterwords.backends.pocket import utterance
 from afterwords.backends.pocket.engine import LIMIT_S, PAUSE_WITHIN_S, VOICES, PocketEngine, _shortened
-from afterwords.backends.pocket.model import PocketModel
+from afterwords.backends.pocket.model import PocketModel, State
 from afterwords.backends.pocket.prompt import PocketPrompt
 from afterwords.backends.pocket.text import Sentence
 from afterwords.errors import (
@@ -65,12 +67,9 @@ LONG_TEXT = (
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder of models, set as AFTERWORDS_MODELS, with a checkpoint of 0.4 MB.
-
-    Its sentences never end by themselves, so that their lengths are those of their texts.
-    """
+    """Return a folder of models, set as AFTERWORDS_MODELS, with a checkpoint of 0.4 MB."""
     folder = tmp_path_factory.mktemp("models")
-    make_checkpoint(folder / "pocket", ends=False)
+    make_checkpoint(folder / "pocket")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTERWORDS_MODELS", str(folder))
         yield folder
@@ -91,7 +90,9 @@ class TestPocket(EngineContract):
     def engine(cls, models: Path) -> Iterator[Engine]:
         assert (models / "pocket").is_dir()
         engine = PocketEngine()
-        yield engine
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_module, "MIN_FRAMES_BEFORE_END", 20)  # random weights end sentences early
+            yield engine
         engine.close()
 
     def test_prompt_is_as_small_as_latents(self, prompt: bytes) -> None:
@@ -123,6 +124,28 @@ class TestPocket(EngineContract):
             prompt = PocketPrompt(np.full((5, 8), n, np.float16)).to_bytes(engine.prompt_version)
             next(engine.synthesize(self.task(engine, prompt, text="A")))
         assert engine._voice.cache_info().currsize == VOICES
+
+    def test_voice_that_is_forgotten_while_it_is_made_is_not_kept(
+        self, engine: PocketEngine, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine.load("pocket")
+        assert engine._model is not None
+        make, is_making, may_go_on = engine._model.voice, threading.Event(), threading.Event()
+
+        def make_slowly(latents: np.ndarray) -> State:
+            is_making.set()
+            assert may_go_on.wait(60)
+            return make(latents)
+
+        monkeypatch.setattr(engine._model, "voice", make_slowly)
+        engine.forget_voices()
+        speaking = threading.Thread(target=self.speak, args=(engine, self.task(engine, prompt, text="A")))
+        speaking.start()
+        assert is_making.wait(60)
+        engine.forget_voices()
+        may_go_on.set()
+        speaking.join()
+        assert engine._voice.cache_info().currsize == 0
 
     def test_unknown_language_is_refused(self, engine: Engine, prompt: bytes) -> None:
         task = self.task(engine, prompt).model_copy(update={"lang": "de"})
@@ -243,13 +266,34 @@ def test_voice_equals_that_of_the_package(model: PocketModel, package: TTSModel)
             torch.testing.assert_close(part, theirs[layer][name], rtol=0, atol=1e-6)
 
 
-def test_endless_sentence_is_cut_and_logged(models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = load_model(models / "pocket")
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["In the sun."],
+        [
+            "The boats were gone from the quiet harbour, and gulls sat on it.",
+            "The boats were gone from the quiet harbour,",
+            "and gulls sat on it.",
+        ],
+    ],
+)
+def test_endless_sentence_is_cut_and_its_parts_are_spoken(
+    texts: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(make_checkpoint(tmp_path, ends=False))
     voice = model.voice(np.zeros((5, 8), np.float32))
-    frames = list(model.frames(voice, SHORT_TEXT, torch.Generator().manual_seed(0)))
-    assert len(frames) == -(-12.5 * (model.n_tokens(SHORT_TEXT) / 3 + 2) // 1)
+    sentence = Sentence(texts[0], 0.45)
+    sound = np.concatenate(
+        list(utterance.PocketUtterance(model, voice, [sentence], seed=0, slots=threading.Semaphore()).sound())
+    )
+    n_frames = sum(math.ceil(12.5 * (model.n_tokens(text) / 3 + 2)) for text in texts)
+    n_pauses_s = 0.45 * (1 if len(texts) == 1 else 2) + 0.05 * (len(texts) > 1)
+    n_fades = len(texts) * len(fade_from(0.5, 24_000))
+    assert len(sound) == 1920 * n_frames + round(24_000 * n_pauses_s) + n_fades
+    assert ("its parts are spoken again" in caplog.text) == (len(texts) > 1)
     assert "did not end" in caplog.text
     assert "sun" not in caplog.text
+    assert "boats" not in caplog.text
 
 
 # -- weights --------------------------------------------------------------------------------------------------

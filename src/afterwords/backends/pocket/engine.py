@@ -74,7 +74,7 @@ class PocketEngine:
         self._lock, self._slots = threading.Lock(), threading.Semaphore(self.max_concurrent)
         self._model: PocketModel | None = None
         self._speaking: set[PocketUtterance] = set()
-        self._voice = lru_cache(VOICES)(self._make_voice)
+        self.forget_voices()
 
     def languages(self, backend: str) -> frozenset[str]:  # noqa: ARG002 - one backend
         return frozenset({"en"})
@@ -148,8 +148,8 @@ class PocketEngine:
             yield Chunk(samples)
 
     def forget_voices(self) -> None:
-        """See `CachingEngine.forget_voices`."""
-        self._voice.cache_clear()
+        """See `CachingEngine.forget_voices`. A voice that is being made enters the old cache, which is gone then."""
+        self._voice = lru_cache(VOICES)(self._make_voice)
 
     def close(self) -> None:
         """See `Engine.close`. Utterances in progress end with an error."""

@@ -42,7 +42,10 @@ FADE: Final = SAMPLE_RATE // 200
 """5 ms of fade-in at the start of a sentence, where a fresh codec clicks. Source: the package's decoder thread."""
 MIN_FRAMES_BEFORE_END: Final = 6
 """An end is ignored before: of some voices, it comes before the first word. Source: the package."""
-logger = logging.getLogger(__name__)
+
+
+class EndlessSentenceError(Exception):
+    """The model did not find the end of a sentence."""
 
 
 class PocketModel:
@@ -99,7 +102,11 @@ class PocketModel:
 
     @torch.inference_mode()
     def frames(self, voice: State, sentence: str, generator: Generator) -> Iterator[Tensor]:
-        """Generate a sentence as latents of shape (1, 1, n_latents), one for each 80 ms."""
+        """Generate a sentence as latents of shape (1, 1, n_latents), one for each 80 ms.
+
+        Raises:
+            EndlessSentenceError: It did not end by itself, and is cut.
+        """
         tokens, n_after_end = self._prepare(sentence)
         n_most = self._longest(tokens)
         state = _extended(voice, tokens.shape[1] + n_most)
@@ -120,8 +127,7 @@ class PocketModel:
                     return
                 n_left -= 1
             yield latent
-        # Most of it has been sent by now, so it can't be tried with another seed.
-        logger.warning("A sentence of %d tokens did not end after %d frames, and was cut.", tokens.shape[1], n_most)
+        raise EndlessSentenceError(f"a sentence of {tokens.shape[1]} tokens did not end after {n_most} frames")
 
     @torch.inference_mode()
     def decode(self, batches: Iterator[Sequence[Tensor]], sentence: str) -> Iterator[Samples]:

@@ -16,6 +16,8 @@ MAX_TOKENS: Final = 50
 """The package's longest chunk: in longer ones, words are skipped. Source: kyutai-labs/pocket-tts, issue 38."""
 MAX_CHARS: Final = 200
 """The longest sentence that is tried at once: English has three to four characters in a token."""
+MIN_PART_CHARS: Final = 30
+"""A shorter part of a sentence sounds like a list."""
 SENTENCE_PAUSE_S, CLAUSE_PAUSE_S, PARAGRAPH_PAUSE_S = 0.15, 0.05, 0.45
 """Silence after a sentence. The package joins chunks without any, and gives none to a line break (issues 153, 175)."""
 _PARAGRAPH: Final = re.compile(r"\n\s*\n")
@@ -60,6 +62,11 @@ def _pieces(text: str, n_tokens: Callable[[str], int], max_chars: int) -> Iterat
             yield piece
         else:
             yield from _pieces(piece, n_tokens, len(piece) // 2)
+
+
+def split_again(text: str, n_tokens: Callable[[str], int]) -> list[str]:
+    """Split a sentence that was too much for the model, at a clause if it has one; a short one remains."""
+    return list(_pieces(text, n_tokens, max(MIN_PART_CHARS, len(text) * 2 // 3)))
 
 
 def check_script(text: str) -> list[str]:
