@@ -170,14 +170,12 @@ class LiteEngine:
         """Return the network. On first use, load it, and the dictionaries at the same time."""
         if self._kokoro is None:
             from afterwords.backends.lite.dictionary import pronunciation
-            from afterwords.backends.lite.kokoro import Kokoro, model_file
+            from afterwords.backends.lite.kokoro import Kokoro
 
             config = load_config()
             with ThreadPoolExecutor(1) as pool:
                 dictionaries = pool.submit(pronunciation)
-                model = model_file(config.home / "models", config.kokoro_onnx, progress)
-                progress(0.5, "loading the network")
-                kokoro = Kokoro(model)
+                kokoro = Kokoro.load(config.home / "models", config.kokoro_onnx, progress)
                 dictionaries.result()
             self._kokoro = kokoro
         return self._kokoro

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -96,6 +98,23 @@ class Kokoro:
         self._run_options = ort.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
+    @classmethod
+    def load(cls, models: Path, override: Path | None = None, progress: Progress = ignore_progress) -> Kokoro:
+        """Load the network of `model_file`, whose hash is checked at the same time.
+
+        Raises:
+            ModelError, StorageFullError, FileError: As for `model_file`.
+        """
+        path, expected = _model(models)
+        if path.is_file():
+            # A damaged file may be an invalid graph; it is assembled again.
+            with ThreadPoolExecutor(1) as pool, suppress(Exception):
+                is_whole = pool.submit(_is_whole, path, expected)
+                kokoro = cls(path)
+                if is_whole.result():
+                    return kokoro
+        return cls(model_file(models, override, progress))
+
     def speak(
         self, tokens: Sequence[int], style: NDArray[np.float32], pitch: PitchTarget | None = None, *, speed: float = 1.0
     ) -> KokoroOutput:
@@ -140,9 +159,7 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
         StorageFullError: The disk is full.
         FileError: The folder is not writable.
     """
-    fast = has_exact_products()
-    path = models / f"kokoro-82m-int8-{'products' if fast else 'pitched'}.onnx"
-    expected = PRODUCTS_SHA256 if fast else PITCHED_SHA256
+    path, expected = _model(models)
     if _is_whole(path, expected):
         return path
     from filelock import FileLock
@@ -152,8 +169,15 @@ def model_file(models: Path, override: Path | None = None, progress: Progress = 
     with disk.translate_errors(path), FileLock(models / ".lock", mode=0o600):
         if not _is_whole(path, expected):  # another process may have assembled it
             graph = assemble(override)
-            disk.write(path, [use_products(graph) if fast else graph])
+            disk.write(path, [use_products(graph) if has_exact_products() else graph])
     return path
+
+
+def _model(models: Path) -> tuple[Path, str]:
+    """Return the path of the model file for this processor, and its hash."""
+    if has_exact_products():
+        return models / "kokoro-82m-int8-products.onnx", PRODUCTS_SHA256
+    return models / "kokoro-82m-int8-pitched.onnx", PITCHED_SHA256
 
 
 def _is_whole(path: Path, expected: str) -> bool:
