@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import resource
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 
 import av
 import numpy as np
@@ -15,7 +17,8 @@ import afterwords as aw
 from afterwords import disk
 from afterwords.audio.audio import decode
 from afterwords.audio.loudness import LoudnessMeter, true_peak
-from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER
+from afterwords.backends.base import Chunk
+from afterwords.backends.tone import SAMPLE_RATE, SECONDS_PER_CHARACTER, ToneEngine
 from afterwords.errors import (
     FileError,
     InvalidInputError,
@@ -27,7 +30,7 @@ from afterwords.errors import (
     UnsupportedLangError,
     VoiceNotFoundError,
 )
-from afterwords.models import Verification, Voice
+from afterwords.models import SpeechTask, Verification, Voice
 from afterwords.narration.book import read_book
 from afterwords.narration.script import (
     CHAPTER_PAUSE_S,
@@ -220,14 +223,15 @@ def test_failed_narration_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
         aw.narrate(book, out, progress=stop_at_second_chapter)
     assert out.read_bytes() == b"old"
     parts = sorted((tmp_path / "book.wav.sentences").iterdir())
-    assert len(parts) == 3 + 1  # and the lock
+    n_kept = len(parts) - 1  # without the lock
+    assert 3 <= n_kept <= 5  # sentences of the second chapter may be spoken ahead
     assert {path.stat().st_mode & 0o777 for path in parts} == {0o600}
     assert (tmp_path / "book.wav.sentences").stat().st_mode & 0o777 == 0o700
     assert all(aw.verify(path) for path in parts if path.suffix == ".wav")
 
     (tmp_path / "book.wav.sentences" / "mine.wav").write_bytes(b"other")
     done = aw.narrate(book, out)
-    assert (done.n_spoken, done.n_sentences) == (2, 5)
+    assert (done.n_spoken, done.n_sentences) == (5 - n_kept, 5)
     assert steps == sorted(steps)
     assert [path.name for path in (tmp_path / "book.wav.sentences").iterdir()] == ["mine.wav"]
 
@@ -300,6 +304,21 @@ def test_second_narration_into_one_file_is_refused(tmp_path: Path) -> None:
 
     assert aw.narrate(write(tmp_path), tmp_path / "book.wav", progress=try_again).n_spoken == 5
     assert "book.wav.sentences" in refused[0].message
+
+
+def test_engine_speaks_as_many_sentences_at_once_as_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speak, together = ToneEngine.synthesize, Barrier(2)
+
+    def speak_together(engine: ToneEngine, task: SpeechTask) -> Generator[Chunk, None, None]:
+        together.wait(60)  # breaks, and the sentence fails, if no other one is spoken at the same time
+        yield from speak(engine, task)
+
+    monkeypatch.setattr(ToneEngine, "max_concurrent", 2)
+    monkeypatch.setattr(ToneEngine, "synthesize", speak_together)
+    texts = ["The first sentence is long.", "A short one.", "The third is long again.", "The end.", "The end."]
+    done = aw.narrate(write(tmp_path, "\n\n".join(texts)), tmp_path / "book.flac", srt=tmp_path / "b.srt")
+    assert (done.left_out, done.n_sentences, done.n_spoken) == ((), 5, 4)
+    assert re.findall(r"^[A-Z].*", (tmp_path / "b.srt").read_text("utf-8"), re.MULTILINE) == texts
 
 
 # -- failures -------------------------------------------------------------------------------------------------

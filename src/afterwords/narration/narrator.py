@@ -9,13 +9,16 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
+from threading import Event
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -266,34 +269,27 @@ def _find_speakers(
     All that `say` checks is checked here, before the first sentence, and the voices are prepared.
     """
     found: dict[Speaker, Speech] = {}
-    for speaker in dict.fromkeys([NARRATOR, *(sentence.speaker for sentence in sentences)]):
-        name, emotion = speaker
-        texts = [sentence.text for sentence in sentences if sentence.speaker == speaker] or [sentences[0].text]
-        for text in texts:
-            try:
-                found[speaker] = _stream(text, name or narrator, options, progress, emotion, verify=verify)
-            except TextError:  # the backend can't speak this sentence
-                if text is texts[-1]:
-                    raise
-            else:
-                break
-    return found
-
-
-def _stream(
-    text: str,
-    voice: Voice | str | None,
-    options: SpeechOptions,
-    progress: Progress,
-    emotion: str | None = None,
-    *,
-    verify: bool,
-) -> Speech:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted by `_Take`
-        return local.stream(
-            text, voice=voice, emotion=emotion, **options.model_dump(), verify=verify, progress=progress
-        )
+        for speaker in dict.fromkeys([NARRATOR, *(sentence.speaker for sentence in sentences)]):
+            name, emotion = speaker
+            texts = [sentence.text for sentence in sentences if sentence.speaker == speaker] or [sentences[0].text]
+            for text in texts:
+                try:
+                    found[speaker] = local.stream(
+                        text,
+                        voice=name or narrator,
+                        emotion=emotion,
+                        **options.model_dump(),
+                        verify=verify,
+                        progress=progress,
+                    )
+                except TextError:  # the backend can't speak this sentence
+                    if text is texts[-1]:
+                        raise
+                else:
+                    break
+    return found
 
 
 def _tags(book: Book, speakers: Mapping[Speaker, Speech]) -> dict[str, str]:
@@ -338,7 +334,13 @@ class _Take:
         self.parts: list[_Part] = []
         self.left_out: list[str] = []
         self.checked: list[SentenceVerification] = []
-        self.n_new = 0
+        self._new: set[Path] = set()
+        self._is_stopped = Event()
+
+    @property
+    def n_new(self) -> int:
+        """Number of sentences that were spoken now."""
+        return len(self._new)
 
     @property
     def duration_s(self) -> float:
@@ -353,39 +355,72 @@ class _Take:
         """
         n_chars = sum(len(sentence.text) for sentence in sentences)
         n_done = n_failed = 0
-        for sentence in sentences:
-            progress((1 - _WRITING) * n_done / n_chars, f"chapter {sentence.chapter + 1} of {len(book.chapters)}")
-            n_done += len(sentence.text)
-            speaker = self._speakers[sentence.speaker]
-            path = self._folder / f"{self._key(sentence)}.wav"
-            try:
-                words = unspoken(self._engines[sentence.speaker], sentence.text)
-                self._words.setdefault(speaker.backend, []).extend(words)
-                samples, found = self._read(path), self._read_verification(path)
-                if samples is None or found is None:
-                    self._make(sentence, path)
-                    samples, found = self._read(path), self._read_verification(path)
-            except (SynthesisError, TextError) as error:
-                n_failed += 1
-                if n_failed == MAX_FAILED_IN_A_ROW:
-                    raise
-                begin = shorten(sentence.text, 60, placeholder="…")
-                self.left_out.append(f"{book.chapters[sentence.chapter].title}: “{begin}”: {error.message}")
-                continue
-            assert samples is not None, "it was just written"
-            assert found is not None, "likewise"
-            n_failed = 0
-            pause = round(sentence.pause_s / self._options.speed * self._rate) if self.parts else 0
-            start = (self.parts[-1].end if self.parts else 0) + pause
-            self.parts.append(_Part(sentence, path, speaker.voice.voice_id, start, start + len(samples)))
-            for checked in found.sentences:
-                times = {"start_s": start / self._rate + checked.start_s, "end_s": start / self._rate + checked.end_s}
-                self.checked.append(checked.model_copy(update=times))
-            meter = self._meters[speaker.voice.voice_id]
-            meter.add(np.zeros(pause, np.float32))
-            meter.add(samples)
+        with closing(self._make_ahead(sentences)) as made:
+            for sentence, path, take in made:
+                progress((1 - _WRITING) * n_done / n_chars, f"chapter {sentence.chapter + 1} of {len(book.chapters)}")
+                n_done += len(sentence.text)
+                speaker = self._speakers[sentence.speaker]
+                try:
+                    words = unspoken(self._engines[sentence.speaker], sentence.text)
+                    self._words.setdefault(speaker.backend, []).extend(words)
+                    samples, verification = take.result()
+                except (SynthesisError, TextError) as error:
+                    n_failed += 1
+                    if n_failed == MAX_FAILED_IN_A_ROW:
+                        raise
+                    begin = shorten(sentence.text, 60, placeholder="…")
+                    self.left_out.append(f"{book.chapters[sentence.chapter].title}: “{begin}”: {error.message}")
+                    continue
+                n_failed = 0
+                pause = round(sentence.pause_s / self._options.speed * self._rate) if self.parts else 0
+                start = (self.parts[-1].end if self.parts else 0) + pause
+                self.parts.append(_Part(sentence, path, speaker.voice.voice_id, start, start + len(samples)))
+                for checked in verification.sentences:
+                    start_s, end_s = (start / self._rate + time_s for time_s in (checked.start_s, checked.end_s))
+                    self.checked.append(checked.model_copy(update={"start_s": start_s, "end_s": end_s}))
+                meter = self._meters[speaker.voice.voice_id]
+                meter.add(np.zeros(pause, np.float32))
+                meter.add(samples)
         if not self.parts:
             raise TextError(code="empty_text")
+
+    def _make_ahead(
+        self, sentences: Sequence[Sentence]
+    ) -> Generator[tuple[Sentence, Path, Future[tuple[Samples, Verification]]], None, None]:
+        """Yield each sentence with its file and its speech, while as many as an engine speaks at once are spoken ahead.
+
+        When it is closed, those that are being spoken end at their next chunk.
+        """
+        n_threads = max(engine.max_concurrent for engine in self._engines.values())
+        waiting: deque[tuple[Sentence, Path, Future[tuple[Samples, Verification]]]] = deque()
+        pool = ThreadPoolExecutor(n_threads, "narrate")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted
+                for sentence in sentences:
+                    path = self._folder / f"{self._key(sentence)}.wav"
+                    same = next((take for _, other, take in waiting if other == path), None)
+                    waiting.append((sentence, path, same or pool.submit(self._take, sentence, path)))
+                    if len(waiting) > n_threads:
+                        yield waiting.popleft()
+                yield from waiting
+        finally:
+            self._is_stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _take(self, sentence: Sentence, path: Path) -> tuple[Samples, Verification]:
+        """Return the speech of a sentence; speak it if its files are missing or damaged."""
+        samples, verification = self._read(path), self._read_verification(path)
+        if samples is None or verification is None:
+            self._make(sentence, path)
+            samples, verification = self._read(path), self._read_verification(path)
+        assert samples is not None, "it was just written"
+        assert verification is not None, "likewise"
+        return samples, verification
+
+    def _check_running(self, fraction: float, step: str) -> None:  # noqa: ARG002 - called as a Progress
+        if self._is_stopped.is_set():
+            raise CancelledError
 
     def _key(self, sentence: Sentence) -> str:
         """Return what identifies the speech of a sentence: all that it depends on."""
@@ -416,8 +451,13 @@ class _Take:
             seed = ((self._options.seed or 0) + attempt) % 2**31
             options = self._options.model_copy(update={"seed": seed, "backend": speaker.backend})
             try:
-                speech = _stream(sentence.text, speaker.voice, options, ignore_progress, verify=self._verify)
-                audio = speech.audio()
+                audio = local.stream(
+                    sentence.text,
+                    voice=speaker.voice,
+                    **options.model_dump(),
+                    verify=self._verify,
+                    progress=self._check_running,
+                ).audio()
                 if audio.duration_s > longest_s:
                     raise SynthesisError.runaway(duration_s=audio.duration_s, maximum_s=longest_s)
                 if not len(audio.samples):
@@ -429,7 +469,7 @@ class _Take:
                 if audio.verification:
                     disk.write(path.with_suffix(".json"), [audio.verification.model_dump_json().encode()])
                 disk.write(path, [audio.to_bytes()])
-                self.n_new += 1
+                self._new.add(path)
                 return
 
     def _read(self, path: Path) -> Samples | None:
