@@ -1,7 +1,7 @@
 """Enrollment: from a reference recording to a profile.
 
 Find a timbre by prediction, synthesize two calibration sentences with it and with the nearest stock voice, match the
-sound of each to the reference, and keep the most similar one of those that are no worse than the stock voice.
+sound of each to the reference, and keep the timbre if it is clearly more similar and worse by no measure.
 """
 
 from __future__ import annotations
@@ -40,13 +40,16 @@ CALIBRATION: Final = (
 MIN_VOICED_S: Final = 1.0
 """The minimum of the computation; `reference` checks before how much a good voice needs."""
 STRENGTHS: Final = (0.5, 1.0)
-"""Of the equalizer."""
+"""Of the equalizer of a timbre."""
+STOCK_STRENGTHS: Final = (0.0, 0.5)
+"""Of the equalizer of the stock voice, where more costs quality; 0: nothing but the pitch is matched."""
+GAIN: Final = 0.03
+"""The similarity that a timbre must gain over the stock voice; smaller differences say nothing about likeness."""
 BLENDS: Final = (1.0, 0.5)
 """Shares of the predicted timbre in the candidates; the rest is the nearest stock voice's."""
 MEASURED: Final = 0.1
 PREDICTED: Final = 0.15
-COMPARED: Final = 0.8
-"""The ends of the steps as fractions of the total time."""
+"""The ends of the first steps as fractions of the total time."""
 _RANGE_LIMITS: Final = (0.7, 1.2)  # of the pitch range factor; beyond, speech sounds flat or theatrical
 
 Array = NDArray[np.float32]
@@ -82,13 +85,13 @@ class Score:
         return self.similarity - 0.5 * self.divergence - 0.1 * max(0.0, 2.85 - self.quality)
 
     def is_safe(self, stock: Score) -> bool:
-        """Return whether no measure is worse than that of the matched stock voice by more than its own error.
+        """Return whether no measure is worse than that of the unchanged stock voice.
 
-        Two halves of a recording diverge by 0.05 to 0.09, and the predicted DNSMOS has an error of 0.22 (RMS).
+        The predicted DNSMOS has an error of 0.22 (RMS), so that it only excludes what is clearly worse.
         """
         return (
             self.similarity >= stock.similarity
-            and self.divergence <= stock.divergence + 0.05
+            and self.divergence <= stock.divergence
             and self.quality >= stock.quality - 0.2
         )
 
@@ -146,12 +149,7 @@ def enroll(
     optimum = np.concatenate([surrogate.optimum()[:TIMBRE], nearest[TIMBRE:]])
     points = [*(share * optimum + (1 - share) * nearest for share in BLENDS[: 1 if fast else None]), nearest]
     comparison = Comparison([*map(space.table, points[:-1]), space.voices[stock]], speaker, speak, progress)
-    choice, score = comparison.best(surrogate.quality(np.array(points)), journal)
-    progress(COMPARED, "matching the sound")
-    raw = []
-    for ids in map(tokens, CALIBRATION):
-        raw.append(trim(speak(ids, space.voices[stock][len(ids) - 1]).samples))
-        progress(COMPARED + 0.08 * len(raw), "matching the sound")
+    choice, score, unchanged = comparison.best(surrogate.quality(np.array(points)), journal)
     profile = LiteProfile(
         style=choice.style,
         pitch=choice.pitch,
@@ -159,7 +157,7 @@ def enroll(
         cepstra=choice.cepstra,
         gain=LOUDNESS / max(float(np.sqrt(np.mean(np.square(choice.spoken)))), 1e-6),
         similarity=score.similarity,
-        baseline=speaker.similarity(np.concatenate(raw)),
+        baseline=unchanged.similarity,
         nearest_stock=space.names[stock],
     )
     progress(1.0, "done")
@@ -176,8 +174,8 @@ class Comparison:
         self._matched: dict[int, list[Candidate]] = {}
         self._n_done = 0.0
 
-    def best(self, quality: NDArray[np.float64], journal: Journal) -> tuple[Candidate, Score]:
-        """Return the candidate of the highest worth among those that are safe, and its score.
+    def best(self, quality: NDArray[np.float64], journal: Journal) -> tuple[Candidate, Score, Score]:
+        """Return the chosen candidate, its score, and that of the unchanged stock voice.
 
         Args:
             quality: The predicted DNSMOS of each style.
@@ -185,22 +183,35 @@ class Comparison:
         """
         scores = []
         for number, predicted in enumerate(quality.tolist()):
-            found = journal.recall(2 * len(STRENGTHS), partial(self._measure, number))
+            found = journal.recall(4, partial(self._measure, number))
             scores += [Score(similarity, distance, predicted) for similarity, distance in found.reshape(-1, 2).tolist()]
             self._report(number + 1)
-        stock = max(scores[-len(STRENGTHS) :], key=lambda score: score.worth)
-        safe = [number for number, score in enumerate(scores) if score.is_safe(stock)]
-        best = max(safe, key=lambda number: scores[number].worth)
+        similarity, distance = journal.recall(2, self._measure_unchanged).tolist()
+        unchanged = Score(similarity, distance, scores[-1].quality)
+        *timbres, plain, matched = range(len(scores))
+        stock = matched if scores[matched].is_safe(unchanged) else plain
+        least = scores[stock].similarity + GAIN
+        safe = [
+            number for number in timbres if scores[number].is_safe(unchanged) and scores[number].similarity >= least
+        ]
+        best = max(safe, key=lambda number: scores[number].worth, default=stock)
         number, strength = divmod(best, len(STRENGTHS))
-        return self._match(number)[strength], scores[best]
+        return self._match(number)[strength], scores[best], unchanged
 
     def _measure(self, number: int) -> NDArray[np.float64]:
-        spoken = [candidate.spoken for candidate in self._match(number)]
-        target = self._speaker.timbre
-        pairs = [
-            (self._speaker.similarity(samples), divergence(timbre(samples, SAMPLE_RATE), target)) for samples in spoken
-        ]
-        return np.array(pairs).ravel()
+        return np.concatenate([self._measures(candidate.spoken) for candidate in self._match(number)])
+
+    def _measure_unchanged(self) -> NDArray[np.float64]:
+        said = []
+        for ids in map(tokens, CALIBRATION):
+            said.append(trim(self._speak(ids, self._styles[-1][len(ids) - 1]).samples))
+            self._report(len(self._styles) + len(said) / len(CALIBRATION))
+        return self._measures(np.concatenate(said))
+
+    def _measures(self, samples: Array) -> NDArray[np.float64]:
+        """Return similarity and divergence to the speaker."""
+        distance = divergence(timbre(samples, SAMPLE_RATE), self._speaker.timbre)
+        return np.array([self._speaker.similarity(samples), distance])
 
     def _match(self, number: int) -> list[Candidate]:
         """Synthesize the calibration sentences at the speaker's pitch, and match their sound at each strength."""
@@ -217,13 +228,14 @@ class Comparison:
         pitch = PitchTarget(speaker.pitch.median_hz, source_hz or None, scale)
         curve_db = equalizer_db(spoken, speaker.samples)
         self._matched[number] = []
-        for strength in STRENGTHS:
+        for strength in STOCK_STRENGTHS if number == len(self._styles) - 1 else STRENGTHS:
             equalized = equalize(spoken, curve := curve_db * np.float32(strength))
-            cepstra = CepstralMap(*cepstral_stats(equalized), *cepstral_stats(speaker.samples))
+            stats = cepstral_stats(equalized)
+            cepstra = CepstralMap(*stats, *(cepstral_stats(speaker.samples) if strength else stats))
             self._matched[number].append(Candidate(style, pitch, curve, cepstra, cepstra.apply(equalized)))
         return self._matched[number]
 
     def _report(self, n_styles: float) -> None:
         self._n_done = max(self._n_done, n_styles)  # after a resumed comparison, the best style is matched again
-        done = self._n_done / len(self._styles)
-        self._progress(PREDICTED + (COMPARED - PREDICTED) * done, "comparing candidates")
+        done = self._n_done / (len(self._styles) + 1)
+        self._progress(PREDICTED + (1 - PREDICTED) * done, "comparing candidates")
