@@ -84,10 +84,13 @@ def test_book_has_chapters_cover_tags_and_mark(ending: str, tmp_path: Path) -> N
         chapters = file.chapters()
         stream = file.streams.audio[0]
         tags = {name.lower(): value for name, value in (dict(file.metadata) | dict(stream.metadata)).items()}
+        kinds = [video.metadata.get("comment") for video in file.streams.video]
         covers = [bytes(packet) for video in file.streams.video for packet in file.demux(video) if packet.size]
     assert tags["title"] == "The Book"
     assert tags["artist"] == "Ann Author, Bo Writer"
     assert ending == "wav" or tags["genre"] == "Audiobook"
+    assert (tags.get("media_type") == "2") == (ending == "m4b")
+    assert kinds == {"m4b": [None], "mp3": ["Cover (front)"], "flac": ["Cover (front)"]}.get(ending, [])
     assert covers == ([image("jpeg")] if ending in {"m4b", "mp3", "flac"} else [])
     if ending == "wav":
         assert (chapters, len(done.notices)) == ([], 1)

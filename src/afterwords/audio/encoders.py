@@ -167,6 +167,8 @@ class LibavEncoder:
 
         metadata = self._container.metadata
         metadata.update({"album": metadata["title"], "genre": "Audiobook"} if "title" in metadata else {})
+        if container == "mp4":
+            metadata["media_type"] = "2"  # the atom "stik", by which Apple's apps know an audiobook
         starts = [round(start_s * 1000) for _, start_s in book.chapters] + [round(book.duration_s * 1000)]
         if container in {"flac", "ogg"}:  # libav writes none into FLAC, and rounds seconds up in Ogg
             for number, ((title, _), start) in enumerate(zip(book.chapters, starts, strict=False)):
@@ -191,6 +193,7 @@ class LibavEncoder:
             return
         with av.open(BytesIO(book.cover), "r") as image:
             cover = self._container.add_stream_from_template(image.streams.video[0])
+            cover.metadata["comment"] = "Cover (front)"  # libav derives the type of the picture from it
             cover.disposition = Disposition.attached_pic.value  # type: ignore[assignment] # PyAV 16 takes only an int
             self._container.start_encoding()
             packet = next(image.demux(video=0))

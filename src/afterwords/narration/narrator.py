@@ -177,7 +177,7 @@ def narrate(
         raise InvalidOptionError.for_option("loudness", value=loudness, allowed=allowed)
     source = read_book(Path(book))
     image = _read_image(Path(cover)) if cover is not None else source.cover
-    emotions = {emotion for each in local.voices() if (emotion := each.emotion) is not None}
+    emotions = {each.emotion for each in local.voices() if each.emotion}
     sentences, notices = write_script(source, check_cast(cast or {}), emotions)
     options = SpeechOptions.check(lang=lang or known_lang(source.lang), backend=backend, speed=speed, seed=seed)
     speakers = _find_speakers(sentences, voice, options, progress, verify=verify)
