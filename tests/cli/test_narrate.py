@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from afterwords import local
+from afterwords.models import Voice
 from afterwords.provenance import verify
 from tests.cli.program import run
+from tests.conftest import READER
 from tests.narration.epubs import write_epub
 
 pytestmark = pytest.mark.usefixtures("me")
@@ -60,6 +63,15 @@ def test_outline_shows_chapters_and_lengths(tmp_path: Path) -> None:
     facts = json.loads(run("narrate", tmp_path / "tale.epub", "--dry-run", "--json").out)
     assert (facts["title"], facts["has_cover"], facts["sentences"]) == ("The Book", True, 8)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in {".m4b", ".sentences"}] == []
+
+
+def test_outline_reads_emotions_and_checks_the_speed(me: Voice, tmp_path: Path) -> None:
+    local.default_voice(me)
+    take = local.clone(READER, name="me", consent="self", emotion="happy")
+    (tmp_path / "b.txt").write_text(f"So it was. [{take.emotion}] And so it is. [sad] Oh.")
+    outline = json.loads(run("narrate", "b.txt", "--dry-run", "--json", cwd=tmp_path).out)
+    assert (outline["sentences"], len(outline["notices"])) == (2, 1)
+    run("narrate", "b.txt", "--dry-run", "--speed", "0", cwd=tmp_path).expect_error(5, "invalid_option")
 
 
 @pytest.mark.parametrize(

@@ -141,22 +141,27 @@ def _print_result(done: Narration, *, as_json: bool) -> None:
             output.note(f"    {output.shown(sentence)}")
     n_chapters = len(done.chapters)
     chapters = "1 chapter" if n_chapters == 1 else f"{n_chapters:,} chapters"
+    sentences = "1 sentence" if done.n_sentences == 1 else f"{done.n_sentences:,} sentences"
     kept = f", {done.n_sentences - done.n_spoken:,} kept from before" if done.n_spoken < done.n_sentences else ""
     output.note(
         f"[bold green]✓[/bold green] {output.shown(str(done.path))}: {output.duration(done.duration_s)}, {chapters}, "
-        f"{done.n_sentences:,} sentences{kept} ({output.shown(', '.join(done.voices))})"
+        f"{sentences}{kept} ({output.shown(', '.join(done.voices))})"
     )
     output.note_how_to_listen(str(done.path))
     output.note(f"Next: afterwords verify {output.quoted(str(done.path))}")
 
 
 def _print_outline(book: Path, cast: dict[str, str], speed: float, *, as_json: bool) -> None:
+    from afterwords import local
+    from afterwords.models import SpeechOptions
     from afterwords.narration.book import read_book
     from afterwords.narration.script import write_script
     from afterwords.text import expected_speech_s
 
+    SpeechOptions.check(speed=speed)
     found = read_book(book)
-    sentences, notices = write_script(found, cast)
+    sentences, tag_notices = write_script(found, cast, {voice.emotion for voice in local.voices() if voice.emotion})
+    notices = [*found.notices, *tag_notices]
     lengths = [0.0] * len(found.chapters)
     for sentence in sentences:
         lengths[sentence.chapter] += sentence.pause_s / speed + expected_speech_s(sentence.text, speed=speed)
@@ -166,7 +171,8 @@ def _print_outline(book: Path, cast: dict[str, str], speed: float, *, as_json: b
             for chapter, length_s in zip(found.chapters, lengths, strict=True)
         ]
         facts = {"title": found.title, "author": found.author, "lang": found.lang, "has_cover": found.cover is not None}
-        output.result_json({**facts, "chapters": chapters, "sentences": len(sentences), "duration_s": sum(lengths)})
+        totals = {"sentences": len(sentences), "duration_s": round(sum(lengths), 1), "notices": notices}
+        output.result_json({**facts, "chapters": chapters, **totals})
         return
     rows = [
         (str(number), f"about {output.duration(length_s)}", chapter.title)
