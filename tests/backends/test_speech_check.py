@@ -18,7 +18,7 @@ from afterwords.backends.speech_check import SpeechChecker, _word_faults
 from afterwords.backends.tone import ToneEngine
 from afterwords.errors import InvalidOptionError, SynthesisError, UnavailableError
 from afterwords.models import SpeechFault, SpeechTask, Verification
-from afterwords.reference.transcription import Recognition
+from afterwords.reference.transcription import Recognition, _readings
 from tests.conftest import READER
 from tests.error_codes import has_code
 
@@ -108,6 +108,22 @@ def test_another_speaker_is_a_fault(spoken: Audio) -> None:
     assert attempt.faults == (SpeechFault.SPEAKER,)
 
 
+@pytest.mark.usefixtures("whisper")
+def test_emoji_may_be_left_out(spoken: Audio) -> None:
+    attempt = SpeechChecker(None).check(spoken, TEXT.replace("woman", "woman 👰"), lang="en")
+    assert (attempt.faults, attempt.word_error_rate) == ((), 0)
+
+
+def test_written_forms_are_compared_as_words() -> None:
+    assert _readings("$5 at 9:30 👍", "en") == [
+        "five dollars at nine thirty thumbs up",
+        "five dollars at nine thirty",
+        "$5 at 9:30",
+    ]
+    assert _readings("20 %", "de") == ["zwanzig Prozent", "20 %"]
+    assert _readings("👍", "de") == ["👍"]
+
+
 def test_engine_that_fails_at_once_raises() -> None:
     with pytest.raises(SynthesisError):
         verify(TakesEngine(None))
@@ -118,7 +134,7 @@ def recognition(text: str, recognized: str, margin: float) -> Recognition:
 
     given, found = tuple(text.split()), tuple(recognized.split())
     runs = tuple(code[1:] for code in _opcodes([*given], [*found]) if code[0] != "equal")
-    return Recognition((), given, found, runs, margin)
+    return Recognition(recognized, (), given, found, runs, margin)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +148,7 @@ def recognition(text: str, recognized: str, margin: float) -> Recognition:
         ("sit down my friend", "my friend", 8.0, [SpeechFault.WORDS, SpeechFault.MISSING_START]),
         ("sit down my friend", "sit down my", 6.0, [SpeechFault.MISSING_END]),
         ("we sat by the fire", "we sat by the by the fire", 0.0, [SpeechFault.REPETITION]),
+        ("stop", "stop stop", 0.0, [SpeechFault.REPETITION]),
         ("all in all it is all in all", "all in all it is all in all", 0.0, []),
         ("good night", "", 1.1, [SpeechFault.WORDS]),
         ("good night", "good night is what i want to say", 0.0, [SpeechFault.WORDS]),

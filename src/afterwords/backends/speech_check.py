@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,8 @@ from afterwords.audio.effects import fade_from
 from afterwords.backends.base import Chunk, Engine, Progress, Reference, ignore_progress, unspoken
 from afterwords.errors import SynthesisError, TextError, UnavailableError, pip_install
 from afterwords.models import SentenceVerification, SpeechAttempt, SpeechFault, SpeechTask, Verification, WordTiming
-from afterwords.reference.transcription import Recognition, join_words, load_model, recognize
+from afterwords.normalization import normalize
+from afterwords.reference.transcription import Recognition, load_model, recognize
 from afterwords.text import LiveSplitter, expected_speech_s, is_speakable, pause_after_s
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ EXTRA_WORDS: Final = 3
 """Words that are too many: fewer may be another spelling."""
 PACE_MIN, PACE_MAX = 0.45, 2.2
 """Limits of the duration without silences, relative to what the text should take."""
+SLACK_S: Final = 0.4
+"""What short speech may take beyond that: a single slow word is longer than its letters explain."""
 SPEAKER_S: Final = 2.0
 """Least speech for a speaker score; the encoder reads windows of 1.6 s."""
 SPEAKER_MIN: Final = 0.55
@@ -56,7 +59,6 @@ class SpeechChecker:
 
     def __init__(self, reference: Reference | None) -> None:
         self._reference = reference
-        self._embedding: Samples | None = None
         self._sentences: list[SentenceVerification] = []
 
     def load(self, lang: str, progress: Progress = ignore_progress) -> None:
@@ -177,13 +179,13 @@ class SpeechChecker:
         is_speech = speech_mask(audio.samples, audio.sample_rate).tolist() if audio.duration_s > HOP_S else []
         speech_s = sum(is_speech) * HOP_S
         silences = [sum(1 for _ in run) * HOP_S + _WIDENED_S for spoken, run in groupby(is_speech) if not spoken]
-        pace = speech_s / expected_speech_s(_read_aloud(text))
-        excess_s = _excess_s(found, is_speech, HOP_S)
+        expected_s = expected_speech_s(_read_aloud(text, lang))
+        excess_s = _excess_s(found, is_speech, HOP_S, lang)
         score = self._speaker_score(audio) if speech_s >= SPEAKER_S else None
         faults = _word_faults(found) if is_spelled else []
         if max(silences, default=0.0) >= SILENCE_S:
             faults.append(SpeechFault.SILENCE)
-        if not PACE_MIN <= pace <= PACE_MAX or excess_s > EXCESS_S:
+        if not PACE_MIN * expected_s <= speech_s <= PACE_MAX * expected_s + SLACK_S or excess_s > EXCESS_S:
             faults.append(SpeechFault.DURATION)
         if score is not None and score < SPEAKER_MIN:
             faults.append(SpeechFault.SPEAKER)
@@ -191,7 +193,7 @@ class SpeechChecker:
         return SpeechAttempt(
             seed=seed,
             faults=tuple(faults),
-            recognized=join_words(word.text for word in found.words),
+            recognized=found.text,
             word_error_rate=round(sum(errors) / max(1, len(found.given)), 3),
             longest_error=max(errors, default=0),
             margin=round(found.margin, 2),
@@ -206,9 +208,23 @@ class SpeechChecker:
             return None
         from afterwords.backends.lite.speaker import embed
 
-        if self._embedding is None:
-            self._embedding = embed(self._reference.samples, self._reference.sample_rate)
-        return round(float(embed(audio.samples, audio.sample_rate) @ self._embedding), 3)
+        of_voice = _embed_reference(self._reference.samples.tobytes(), self._reference.sample_rate)
+        return round(float(embed(audio.samples, audio.sample_rate) @ of_voice), 3)
+
+
+@lru_cache(maxsize=4)
+def _embed_reference(samples: bytes, sample_rate: int) -> Samples:
+    """Return the embedding of a recording. Each sentence of a book has a checker of its own."""
+    import numpy as np
+
+    from afterwords.backends.lite.speaker import embed
+
+    return embed(np.frombuffer(samples, np.float32), sample_rate)
+
+
+def forget_voices() -> None:
+    """Remove all recordings from memory."""
+    _embed_reference.cache_clear()
 
 
 def _word_faults(found: Recognition) -> list[SpeechFault]:
@@ -236,26 +252,28 @@ def _word_faults(found: Recognition) -> list[SpeechFault]:
     if any(last == len(given) for _, last, *_ in missing):
         faults.append(SpeechFault.MISSING_END)
     in_text = Counter(pairwise(given))
-    if any(count > 1 and count > in_text[pair] for pair, count in Counter(pairwise(recognized)).items()):
+    pairs = Counter(pairwise(recognized))
+    if recognized == given * 2 or any(count > 1 and count > in_text[pair] for pair, count in pairs.items()):
         faults.append(SpeechFault.REPETITION)
     return faults
 
 
-def _excess_s(found: Recognition, is_speech: list[bool], hop_s: float) -> float:
+def _excess_s(found: Recognition, is_speech: list[bool], hop_s: float, lang: str) -> float:
     """Return the longest time that a word takes beyond what its length explains, in seconds.
 
     Speech recognition likes to leave out what does not fit: the words around it seem long then.
     """
     starts = [0, *(round(word.start_s / hop_s) for word in found.words[1:]), len(is_speech)]
     lengths_s = [sum(is_speech[start:end]) * hop_s for start, end in pairwise(starts)]
-    n_chars = [len(_read_aloud(word.text)) + 1 for word in found.words]
+    n_chars = [len(_read_aloud(word.text, lang)) + 1 for word in found.words]
     pace = max(EXCESS_PACE, sum(lengths_s) / max(1, sum(n_chars)))
     return max((length_s - pace * n for length_s, n in zip(lengths_s, n_chars, strict=False)), default=0.0)
 
 
-def _read_aloud(text: str) -> str:
+def _read_aloud(text: str, lang: str) -> str:
     """Return a text of about the length that it has with its digits and symbols written out."""
-    return "".join(c * DIGIT_CHARS if c.isdecimal() or c in "$€£%&" else c for c in text)
+    written_out = normalize(text, lang) or text
+    return "".join(c * DIGIT_CHARS if c.isdecimal() or c in "$€£%&" else c for c in written_out)
 
 
 def _has_digit(words: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from io import StringIO
+from itertools import product
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from afterwords.config import load_config
 from afterwords.errors import MissingExtraError, UnavailableError, pip_install
 from afterwords.models import UNSPACED, Alignment, WordTiming, word_spans
 from afterwords.network import turn_off_telemetry
+from afterwords.normalization import normalize
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -49,7 +51,8 @@ _WINDOW_S = 30.0
 _MARGIN_PER_WORD = 3.0  # nats; between those of words that are misunderstood and of words that are other ones
 _UNIT = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
 _PIECE = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
-_CLINGS = tuple("-'’‐‑")  # start of the second part of a word that Whisper splits, as in ill|-disposed
+_BRACKET = re.compile(r"[][(){}<>]")
+_CLINGS = tuple("-'’‐‑.,:@/")  # start of the second part of a word that Whisper splits, as in ill|-disposed and $1|,250
 _SPELLED = {"mr": "mister", "mrs": "missus", "dr": "doctor"}  # Whisper writes titles, people write them out
 
 
@@ -159,14 +162,17 @@ class Recognition:
     """What was recognized in speech whose text is known.
 
     Attributes:
-        words: The recognized words, with their times.
-        given: The words of the text for comparison: lowercase, without punctuation, split at hyphens.
+        text: The recognized text.
+        words: Its words, with their times.
+        given: The words of the text for comparison: lowercase, without punctuation, split at hyphens, with words for
+            numbers and other written forms.
         recognized: The same of the recognized words.
         differences: Runs that differ: from and to in `given`, from and to in `recognized`.
         margin: How much better the recognized words explain the sound than the text, as a difference of
             log-likelihoods in nats. About 0 to 5 if the text is spoken, also if its spelling differs.
     """
 
+    text: str = field(repr=False)
     words: tuple[Word, ...] = field(repr=False)
     given: tuple[str, ...] = field(repr=False)
     recognized: tuple[str, ...] = field(repr=False)
@@ -196,17 +202,29 @@ def recognize(audio: Audio, text: str, *, lang: str, model: str | None = None) -
     if lang != "en" and not whisper.model.is_multilingual:
         raise _failure(f"the Whisper model supports only English, not '{lang}'")
     samples = resample(audio.samples, audio.sample_rate, _WHISPER_RATE)
+    readings = _readings(text, lang)
     try:
         options = {"language": lang, "temperature": 0.0, "condition_on_previous_text": False, "beam_size": 1}
         found = list(whisper.transcribe(samples, word_timestamps=True, **options)[0])
         words = tuple(_whole_words(piece for segment in found for piece in segment.words or ()))
-        given, recognized = _all_pieces([text])[0], _all_pieces([word.text for word in words])[0]
-        runs = tuple(code[1:] for code in _opcodes(given, recognized) if code[0] != "equal")
-        make = partial(Recognition, words, tuple(given), tuple(recognized), runs)
+        written = "".join(segment.text for segment in found).strip()
+        compared = []
+        for reading, spelled in product(readings, (normalize(written, lang), written)):
+            given, recognized = _pieces(reading), _pieces(spelled)
+            runs = tuple(
+                (first, last, start, end)
+                for tag, first, last, start, end in _opcodes(given, recognized)
+                if tag != "equal" and "".join(given[first:last]) != "".join(recognized[start:end])  # email is e-mail
+            )
+            n_errors = sum(max(last - first, end - start) for first, last, start, end in runs)
+            compared.append((n_errors, tuple(given), tuple(recognized), runs))
+        best = min(compared, key=lambda each: each[0])
+        n_errors, runs = best[0], best[-1]
+        make = partial(Recognition, written, words, *best[1:])
         if not runs:
             return make(0.0)
         if audio.duration_s > _WINDOW_S:
-            return make(_MARGIN_PER_WORD * sum(max(last - first, end - start) for first, last, start, end in runs))
+            return make(_MARGIN_PER_WORD * n_errors)
         tokenizer = Tokenizer(whisper.hf_tokenizer, whisper.model.is_multilingual, task="transcribe", language=lang)
         features = whisper.feature_extractor(samples)[..., :-1]
         encoded = whisper.encode(pad_or_trim(features, _WHISPER_FRAMES))
@@ -217,10 +235,19 @@ def recognize(audio: Audio, text: str, *, lang: str, model: str | None = None) -
             (aligned,) = whisper.model.align(encoded, tokenizer.sot_sequence, [tokens], n_frames)
             return sum(log(max(probability, 1e-6)) for probability in aligned.text_token_probs)
 
-        margin = log_likelihood("".join(segment.text for segment in found)) - log_likelihood(text)
+        margin = log_likelihood(written) - max(map(log_likelihood, readings))
     except Exception as error:
         raise _failure(_first_line(error)) from error
     return make(max(0.0, margin))
+
+
+def _readings(text: str, lang: str) -> list[str]:
+    """Return how a text may be spoken and written: with words for its numbers, and emoji by name or left out."""
+    plain = "".join(character for character in text if unicodedata.category(character) != "So")
+    without_brackets = (
+        _BRACKET.sub(" ", reading) for reading in (normalize(text, lang), normalize(plain, lang), plain)
+    )
+    return [*dict.fromkeys(filter(None, (" ".join(reading.split()) for reading in without_brackets)))] or [text]
 
 
 def load_model(model: str | None = None, progress: Callable[[float, str], None] = lambda *_: None) -> WhisperModel:

@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from afterwords.audio.wav import pcm16, read_wav
-from afterwords.backends import registry
+from afterwords.backends import registry, speech_check
 from afterwords.backends.base import (
     CachingEngine,
     Engine,
@@ -157,7 +157,8 @@ class Worker:
             return describe_error(error)
 
     def forget_voices(self) -> None:
-        """Remove all voices from the memory of the engines."""
+        """Remove all voices from the memory of the engines, and their recordings."""
+        speech_check.forget_voices()
         for engine in [*self._engines.values()]:
             if isinstance(engine, CachingEngine):
                 engine.forget_voices()
