@@ -490,8 +490,8 @@ def read_text(source: Path | BinaryIO) -> str:
     else:
         content = source.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        length = len(content.decode("utf-8", "replace"))
-        raise TextError(f"The text has {length:,} characters; the limit is {MAX_LOCAL_CHARS:,}.", code="text_too_long")
+        why = f"The text has more characters than are spoken at once; the limit is {MAX_LOCAL_CHARS:,}."
+        raise TextError(why, code="text_too_long")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -53,7 +53,8 @@ from scripts.make_pocket_tiny import make_checkpoint
 from tests.backends.qwen3.contract import run_concurrently
 from tests.cli.program import environment, run, run_and_interrupt
 from tests.conftest import READER
-from tests.e2e.served import register, serving, submit_text, wait_for_job
+from tests.e2e.invariants import worker_process
+from tests.e2e.served import register, serving, submit_text, wait_for_job, wait_until
 from tests.error_codes import has_code
 from tests.weights.loopback_hub import LoopbackHub, add_pocket
 
@@ -464,7 +465,7 @@ def test_ctrl_c_ends_long_speech(models: Path, home: Path) -> None:
 
 
 @pytest.mark.soak
-def test_server_serves_concurrent_requests(models: Path, tmp_path: Path) -> None:
+def test_server_survives_cancels_deletions_and_kills(models: Path, tmp_path: Path) -> None:
     settings = {"AFTERWORDS_MODELS": str(models), "AFTERWORDS_BACKENDS": "pocket"}
     with serving(tmp_path / "server", settings) as served, served.client() as client:
         voice_id = register(client)
@@ -473,4 +474,36 @@ def test_server_serves_concurrent_requests(models: Path, tmp_path: Path) -> None
         assert [job["status"] for job in jobs] == ["ready"] * 4
         sounds = {client.get(f"/v1/jobs/{job['job_id']}/audio").content for job in jobs}
         assert len(sounds) == 4
-        assert min(map(len, sounds)) > 48_000
+        assert min(map(len, sounds)) > 24_000
+
+        def sound(job_id: str) -> bytes:
+            assert wait_for_job(client, job_id)["status"] == "ready"
+            return bytes(client.get(f"/v1/jobs/{job_id}/audio").content.partition(b"data")[2])
+
+        def begin(text: str) -> str:
+            job_id = submit_text(client, voice_id, text, seed=1)
+            wait_until(lambda: client.get(f"/v1/jobs/{job_id}").json()["step"] == "speaking")
+            return job_id
+
+        copy = register(client)
+        assert sound(submit_text(client, copy, SHORT_TEXT, seed=1)) == sound(submitted[0])
+        cancelled = begin(TEXT * 50)
+        assert client.delete(f"/v1/jobs/{cancelled}").json()["status"] == "cancelled"
+        deleted = register(client)
+        lost = submit_text(client, deleted, TEXT, seed=1)
+        client.delete(f"/v1/voices/{deleted}").raise_for_status()
+        assert client.get(f"/v1/jobs/{lost}").status_code == 404
+        killed = begin(TEXT * 50)
+        worker_process(served).kill()
+        again = sound(killed)
+        assert not list((tmp_path / "server").rglob(f"*{deleted}*"))
+        assert sound(submit_text(client, copy, TEXT * 50, seed=1)) == again
+
+
+@pytest.mark.soak
+def test_processes_that_prepare_a_voice_at_once_agree(models: Path, home: Path, tmp_path: Path) -> None:
+    assert run("clone", READER, "--name", "me", "--consent", "self", "--backend", "lite", "--fast").code == 0
+    say = partial(run, "say", SHORT_TEXT, "--backend", "pocket", "--seed", "3", "-o", "-", is_process=True)
+    sounds = [done.stdout.partition(b"data")[2] for done in run_concurrently([say, say])]
+    assert sounds[0] == sounds[1]
+    assert len(sounds[0]) > 24_000

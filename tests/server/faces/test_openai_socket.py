@@ -95,6 +95,25 @@ def test_tokens_are_spoken_before_the_text_ends(served: Served) -> None:
     assert np.abs(np.diff(samples, prepend=0, append=0)).max() <= STEEPEST
 
 
+def test_take_speaks_its_unit_and_is_named(served: Served) -> None:
+    with served.client() as client:
+        register(client, name="calm", family="calm")
+        take = register(client, name="calm-happy", family="calm")
+        client.patch(f"/v1/voices/{take}", json={"metadata": {"emotion": "happy"}}).raise_for_status()
+    with open_socket(served) as socket:
+        for emotion, text, takes in (
+            (None, "[happy] We won the cup.\n\nBye.\n\n", [True, False]),
+            ("happy", "Hi.", [True]),
+        ):
+            configure(socket, voice="calm", **({"emotion": emotion} if emotion else {}))
+            send(socket, "input.text", text=text)
+            send(socket, "input.done")
+            messages, _ = receive(socket, "session.done")
+            starts = [message for message in messages if message["type"] == "audio.start"]
+            assert [start["voice_id"] == take for start in starts] == takes
+            assert [bool(start["notices"]) for start in starts] == takes
+
+
 def test_default_is_one_wav_file_per_utterance(served: Served) -> None:
     with open_socket(served) as socket:
         send(socket, "session.config", voice="me")

@@ -181,7 +181,7 @@ class _Context:
                     yield chunk
 
         voice, encoding = self._session.voice, self._session.encoding
-        tags = mark_tags(backend=first.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
+        tags = mark_tags(backend=first.backend, voice_name=voice.name, voice_id=first.voice_id, made_at=now())
         if encoding.format is SpeechFormat.MP3:  # players break at ID3 where they expect a frame
             tags = {}
         return encode_stream(self._session.socket, pcm(), first.sample_rate, encoding, tags)

@@ -180,13 +180,13 @@ class _Session:
     ) -> None:
         encoding = Encoding(config.response_format)
         begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
-        source = {"voice_id": voice.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
+        source = {"voice_id": unit.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
         source["notices"] = [*unit.result.notices]
         rate = {"sample_rate": encoding.rate_for(unit.sample_rate)} if config.stream_audio else {}
         if config.word_timestamps:
             rate["word_timestamps"] = True
         await self._socket.send_message({**begin, **source, **rate})
-        tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=voice.voice_id, made_at=now())
+        tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=unit.voice_id, made_at=now())
         n_bytes, whole = 0, bytearray()
         if config.stream_audio:
             self._socket.error_details = {"partial_audio": True, "action": "discard"}

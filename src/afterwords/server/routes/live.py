@@ -60,6 +60,11 @@ class LiveUnit:
         return self.result.job.backend if isinstance(self.result, AcceptedJob) else self.result.backend
 
     @property
+    def voice_id(self) -> str:
+        """The voice that speaks, which may be a take of the one that was named."""
+        return self.result.job.voice_id if isinstance(self.result, AcceptedJob) else self.result.entry.voice_id
+
+    @property
     def is_timed(self) -> bool:
         """Whether the words in its audio have times, once it was started. Those of another server have none."""
         listener = self.result.listener if isinstance(self.result, AcceptedJob) else None
