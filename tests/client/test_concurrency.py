@@ -1,4 +1,4 @@
-"""Two hundred concurrent calls, none of which fails."""
+"""Two hundred concurrent calls, and half as many clients and streams, none of which fails."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_calls_of_many_clients_succeed(server: Served, key: str, voice: Voice) -
             return (await client.say(text_of(n), voice=voice)).duration_s
 
     async def main() -> list[float]:
-        return await asyncio.gather(*map(one, range(N)))
+        return await asyncio.gather(*map(one, range(N // 2)))
 
-    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
+    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N // 2)])
 
 
 def test_streams_of_one_client_succeed(server: Served, key: str, voice: Voice) -> None:
@@ -55,9 +55,9 @@ def test_streams_of_one_client_succeed(server: Served, key: str, voice: Voice) -
                 async with await client.stream(text_of(n), voice=voice) as speech:
                     return (await speech.audio()).duration_s
 
-            return await asyncio.gather(*(one(n) for n in range(N)))
+            return await asyncio.gather(*(one(n) for n in range(N // 2)))
 
-    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N)])
+    assert asyncio.run(main()) == pytest.approx([0.06 * len(text_of(n)) for n in range(N // 2)])
 
 
 def test_threads_can_share_a_client(server: Served, key: str, direct: Client) -> None:

@@ -223,6 +223,7 @@ class TestSeveral:
                 assert query(first, "SELECT DISTINCT attempt FROM jobs") == [(1,)]
             check_invariants(first)
 
+    @pytest.mark.soak  # four processes open one new database in tests/server/store/test_opening.py
     def test_four_servers_start_at_once_on_a_new_database(self, tmp_path: Path) -> None:
         many = [Served(tmp_path / "home", {**SETTINGS, "AFTERWORDS_WORKERS": "0"}) for _ in range(4)]
         for number, served in enumerate(many):

@@ -192,8 +192,10 @@ def test_local_and_remote_workers_share_the_jobs(tmp_path: Path) -> None:
 def test_backends_of_connected_workers_are_offered(tmp_path: Path) -> None:
     with open_world(tmp_path, AFTERWORDS_WORKERS="1", AFTERWORDS_BACKENDS="lite") as world:
         assert world.offered() == ["lite"]
+        world.client.delete(f"/v1/voices/{world.voice_id}").raise_for_status()  # preparing it takes 10 s
         world.start_worker()
         wait_until(lambda: world.offered() == ["lite", "tone"], what="the backend of the worker")
+        world.voice_id = register(world.client, backend="tone")
         assert world.wait_for(world.submit("By the worker.", backend="tone")) == "ready"
 
 

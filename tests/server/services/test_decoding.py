@@ -197,7 +197,7 @@ def test_decoder_can_neither_fill_memory_nor_write_files(tmp_path: Path, attack:
 def test_cpu_limit_starts_again_with_each_file() -> None:
     code = (
         "from afterwords.server.services import decoding; import time; decoding.CPU_MAX_S = 1\n"
-        "for _ in range(8):\n"
+        "for _ in range(5):\n"
         "    decoding.limit_cpu(); start = time.process_time()\n"
         "    while time.process_time() < start + 0.3: pass\n"
         "print('alive', flush=True)\n"
