@@ -14,7 +14,7 @@ import pytest
 from afterwords import transfer
 from afterwords.client import Client
 from afterwords.library.library import Library
-from afterwords.models import Voice, new_id
+from afterwords.models import LexiconEntry, Voice, new_id
 from tests.cli.program import run
 from tests.e2e.served import Served, register, serving, submit_text, wait_for_job, wait_until
 
@@ -103,6 +103,12 @@ def test_changes_of_the_library_are_seen(shared_library: Library, served: Served
         wait_for_job(client, job_id := submit_text(client, "friend", "Soon to be gone."))
         shared_library.rename("friend", "visitor")
         wait_until(lambda: names(client) == ["me", "visitor"], what="the new name")
+        shared_library.set_family("visitor", "crew")
+        shared_library.set_lexicon("visitor", [LexiconEntry(word="nginx", alias="engine x")])
+        wait_until(
+            lambda: (shown := client.get("/v1/voices/visitor").json())["family"] == "crew" and shown["metadata"],
+            what="the family and the lexicon",
+        )
         assert client.get(f"/v1/jobs/{job_id}").status_code == 200
 
         other = add_copy(shared_library, "other", b"\3\0")
