@@ -356,14 +356,14 @@ class _Take:
         n_chars = sum(len(sentence.text) for sentence in sentences)
         n_done = n_failed = 0
         with closing(self._make_ahead(sentences)) as made:
-            for sentence, path, take in made:
+            for sentence, path, making in made:
                 progress((1 - _WRITING) * n_done / n_chars, f"chapter {sentence.chapter + 1} of {len(book.chapters)}")
                 n_done += len(sentence.text)
                 speaker = self._speakers[sentence.speaker]
                 try:
                     words = unspoken(self._engines[sentence.speaker], sentence.text)
                     self._words.setdefault(speaker.backend, []).extend(words)
-                    samples, verification = take.result()
+                    samples, verification = self._result(sentence, path, making)
                 except (SynthesisError, TextError) as error:
                     n_failed += 1
                     if n_failed == MAX_FAILED_IN_A_ROW:
@@ -386,21 +386,24 @@ class _Take:
 
     def _make_ahead(
         self, sentences: Sequence[Sentence]
-    ) -> Generator[tuple[Sentence, Path, Future[tuple[Samples, Verification]]], None, None]:
-        """Yield each sentence with its file and its speech, while as many as an engine speaks at once are spoken ahead.
+    ) -> Generator[tuple[Sentence, Path, Future[None] | None], None, None]:
+        """Yield each sentence with its file, while as many as an engine speaks at once are spoken ahead.
 
-        When it is closed, those that are being spoken end at their next chunk.
+        The future ends when the file is there; it is None if the file was there before. When this is closed, the
+        sentences that are being spoken end at their next chunk.
         """
         n_threads = max(engine.max_concurrent for engine in self._engines.values())
-        waiting: deque[tuple[Sentence, Path, Future[tuple[Samples, Verification]]]] = deque()
+        waiting: deque[tuple[Sentence, Path, Future[None] | None]] = deque()
         pool = ThreadPoolExecutor(n_threads, "narrate")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted
                 for sentence in sentences:
                     path = self._folder / f"{self._key(sentence)}.wav"
-                    same = next((take for _, other, take in waiting if other == path), None)
-                    waiting.append((sentence, path, same or pool.submit(self._take, sentence, path)))
+                    making = next((making for _, other, making in waiting if other == path), None)
+                    if making is None and not path.exists():
+                        making = pool.submit(self._make, sentence, path)
+                    waiting.append((sentence, path, making))
                     if len(waiting) > n_threads:
                         yield waiting.popleft()
                 yield from waiting
@@ -408,8 +411,10 @@ class _Take:
             self._is_stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def _take(self, sentence: Sentence, path: Path) -> tuple[Samples, Verification]:
-        """Return the speech of a sentence; speak it if its files are missing or damaged."""
+    def _result(self, sentence: Sentence, path: Path, making: Future[None] | None) -> tuple[Samples, Verification]:
+        """Return the speech of a sentence, once its file is there; speak it again if the file is damaged."""
+        if making:
+            making.result()
         samples, verification = self._read(path), self._read_verification(path)
         if samples is None or verification is None:
             self._make(sentence, path)
