@@ -34,6 +34,9 @@ LEXICON_MAX_ENTRIES, LEXICON_MAX_BYTES = 1000, 128 * 1024
 ID_PATTERN = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 """Pattern of an ID: a UUID in lower case."""
 _ID = re.compile(ID_PATTERN)
+EMOTION_PATTERN = r"(?=.{1,30}$)[a-z]+(?:-[a-z]+)*"
+"""Pattern of the name of an emotion."""
+_EMOTION = re.compile(EMOTION_PATTERN)
 BUNDLE_TYPE = "application/vnd.afterwords.voice+zip"
 """Media type of a voice as one file; it stands here so that clients need not import `library.bundle`."""
 
@@ -209,9 +212,13 @@ class Voice(Model):
 
 
 def read_emotion(metadata: Mapping[str, Any], family: str | None) -> str | None:
-    """Return the emotion in the metadata of a voice, which anyone may have written; without a family, it is no take."""
+    """Return the emotion in the metadata of a voice, which anyone may have written.
+
+    Returns:
+        None if it has no family, so that it is no take, or if it is no word that a tag can be.
+    """
     emotion = metadata.get("emotion")
-    return emotion if isinstance(emotion, str) and family else None
+    return emotion if isinstance(emotion, str) and _EMOTION.fullmatch(emotion) and family else None
 
 
 def read_lexicon(metadata: Mapping[str, Any]) -> tuple[LexiconEntry, ...]:

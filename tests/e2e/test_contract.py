@@ -571,6 +571,9 @@ class TestSynthesize:
         refused = ask("One.", emotion="sad")
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "emotion")
         assert ask("One.", emotion="Happy!").status_code == 422
+        odd = client.patch(f"/v1/voices/{happy}", json={"metadata": {"emotion": "Grüße] [x"}}).json()
+        assert odd["emotion"] is None
+        assert "no takes" in ask("One.", emotion="happy").json()["error"]["message"]
         client.delete(f"/v1/voices/{happy}").raise_for_status()
         assert ask("One.", emotion="happy").status_code == 404
         spoken = ask("[happy]One.")

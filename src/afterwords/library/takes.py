@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from afterwords.errors import InvalidOptionError, VoiceNotFoundError
+from afterwords.models import EMOTION_PATTERN
 
 RESERVED = frozenset({"pause", "voice"})
 """Names that markup uses, and a take can't have."""
@@ -15,7 +16,7 @@ RESERVED = frozenset({"pause", "voice"})
 NEUTRAL = "neutral"
 """Returns to the voice itself in a text, unless a take has this name."""
 
-_EMOTION = re.compile(r"[a-z]+(?:-[a-z]+)*")
+_EMOTION = re.compile(EMOTION_PATTERN)
 
 
 class Take(Protocol):
@@ -43,7 +44,7 @@ def check_emotion(emotion: str) -> str:
         InvalidOptionError: It is not one or more words of a to z with hyphens between them, or longer than 30 letters.
     """
     name = emotion.strip().lower()
-    if len(name) > 30 or not _EMOTION.fullmatch(name) or name in RESERVED:
+    if not _EMOTION.fullmatch(name) or name in RESERVED:
         raise InvalidOptionError.for_option(
             "emotion", value=emotion[:40], allowed="a word of up to 30 letters, such as happy or very-calm"
         )
