@@ -20,9 +20,11 @@ test pytest: export OPENBLAS_NUM_THREADS = 1
 demo: $(VENV)/.lite
 	$(BIN)/afterwords demo --out hello.wav
 
-# mypy takes half a minute. It runs next to the tests, many of which wait, and its output is printed after theirs.
+# mypy takes half a minute. It runs next to the tests, many of which wait, and its output is printed after theirs. In a
+# new environment, tests are collected by one process first: it compiles what they import, which each would do again.
 test: $(VENV)/.dev style
 	@$(BIN)/mypy >$(VENV)/types.log 2>&1 & types=$$!; \
+	[ -e $(VENV)/collected.log ] || $(BIN)/python -m pytest --collect-only -qq >$(VENV)/collected.log 2>&1; \
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder; tested=$$?; \
 	wait $$types; typed=$$?; echo mypy; cat $(VENV)/types.log; exit $$((tested ? tested : typed))
 
