@@ -19,12 +19,15 @@ from afterwords.backends.tone import ToneEngine
 from afterwords.errors import InvalidOptionError, SynthesisError, UnavailableError
 from afterwords.models import SpeechFault, SpeechTask, Verification
 from afterwords.reference.transcription import Recognition, _readings
+from benchmarks.verification import measure
 from tests.conftest import READER
 from tests.error_codes import has_code
 
 TEXT = "Had he married a more amiable woman, he might have been made still more respectable than he was."
 START_S, END_S = 15.6, 21.3
 """Where the reader says it."""
+FOUND_MIN, FALSE_ALARMS_MAX = 0.92, 0.05
+"""The limits reach 0.95 and 0."""
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,10 @@ def recognition(text: str, recognized: str, margin: float) -> Recognition:
         ("sit down my friend", "my friend", 8.0, [SpeechFault.WORDS, SpeechFault.MISSING_START]),
         ("sit down my friend", "sit down my", 6.0, [SpeechFault.MISSING_END]),
         ("we sat by the fire", "we sat by the by the fire", 0.0, [SpeechFault.REPETITION]),
+        ("good morning", "morning good", 2.2, [SpeechFault.WORDS, SpeechFault.MISSING_END]),
+        ("thank you", "you", 0.5, [SpeechFault.MISSING_START]),
+        ("a thick fog came in", "thick fog came in", 4.5, []),
+        ("he saw the plan of a barn", "he saw the clan of a bar", 7.6, []),
         ("stop", "stop stop", 0.0, [SpeechFault.REPETITION]),
         ("all in all it is all in all", "all in all it is all in all", 0.0, []),
         ("good night", "", 1.1, [SpeechFault.WORDS]),
@@ -193,3 +200,11 @@ def test_english_model_can_not_verify_other_languages(whisper: Path) -> None:
     assert whisper.is_dir()
     with pytest.raises(UnavailableError, check=has_code("verification_unavailable")):
         aw.stream("Guten Tag.", lang="de", verify=True)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("whisper")
+def test_planted_faults_are_found() -> None:
+    figures, _ = measure(["second"])
+    assert figures.found("second") >= FOUND_MIN
+    assert figures.reported["second", None] <= FALSE_ALARMS_MAX * figures.n["second", None]
