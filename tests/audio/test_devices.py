@@ -99,7 +99,7 @@ import time
 from pathlib import Path
 def chunks():
     yield sine(0.5)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not Path("played.raw").exists() or not Path("played.raw").stat().st_size:
         assert time.monotonic() < deadline, "nothing was played while the second chunk was made"
     print("played")

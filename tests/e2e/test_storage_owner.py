@@ -101,7 +101,7 @@ def test_older_copy_of_the_database_stops_both_sweeps(server: Served) -> None:
             [voice] = client.get("/v1/voices").json()
             assert client.delete(f"/v1/voices/{voice['voice_id']}").status_code == 204
             assert client.get("/v1/voices").json() == []
-        assert "deletion waits" in copy.log.read_text()
+        wait_until(lambda: "deletion waits" in copy.log.read_text(), what="the line")
         assert audio_in(storage) == kept, "the original database still has the voice"
     finally:
         if copy.is_running:
