@@ -149,6 +149,9 @@ def test_encrypted_zip_member_is_drm(tmp_path: Path) -> None:
         read_book(write(path, bytes(data)))
 
 
+START, END = (f"*** {place} OF THE PROJECT GUTENBERG EBOOK" for place in ("START", "END"))
+
+
 # -- other formats --------------------------------------------------------------------------------------------
 
 
@@ -194,6 +197,38 @@ def test_text_of_project_gutenberg_is_read_without_its_license(tmp_path: Path) -
     assert (book.title, book.author) == ("A Tale", "Ann")
     hard = "A hard decision of a well-known man is a decision, his_own_name."
     assert texts(book) == {"CHAPTER I. One": ["CHAPTER I. One", hard, "Later."], "II.": ["II.", "Two."]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "spoken"),
+    [
+        ("b.md", "---\n# One\n\nHe said: go.\n\n---\n\nB.\n", ["One", "He said: go.", "B."]),
+        ("b.md", "---\nA.\n\n---\n\nB.\n", ["A.", "B."]),
+        (
+            "b.txt",
+            f"Title: one\n\n{START} X ***\n\nis a mark, and\n\n{END} X ***\n\nanother.\n",
+            [
+                "Title: one",
+                f"{START} X ***",
+                "is a mark, and",
+                f"{END} X ***",
+                "another.",
+            ],
+        ),
+        (
+            "b.txt",
+            f"The Project Gutenberg eBook of A\n\nTitle: A\n\n{START} A ***\n\nA quotes\n\n{START} B ***\n\nof B.\n",
+            ["A quotes", f"{START} B ***", "of B."],
+        ),
+        ("b.txt", "[1] The world.\n\n[2] Facts.[3]\n\n[3] Note.\n", ["[1] The world.", "[2] Facts."]),
+        ("b.txt", "[Illustration: a [big]\ncat] Once.\n\n[Illustration]\n\n[Footnote 1: x]\n", ["Once."]),
+        ("b.txt", "PART ONE\nCHAPTER I\n\nA.\n\nChapter 1\nChapter 2\n\nI\nII\n", ["PART ONE CHAPTER I", "A."]),
+        ("b.txt", "Chapter 1\nLicense\n\nYou may.\n\n*** He ***\n", ["Chapter 1 License", "You may.", "*** He ***"]),
+    ],
+)
+def test_text_of_the_author_is_not_left_out(name: str, text: str, spoken: list[str], tmp_path: Path) -> None:
+    chapters = texts(read_book(write(tmp_path / name, text))).values()
+    assert [paragraph for chapter in chapters for paragraph in chapter] == spoken
 
 
 @pytest.mark.parametrize(

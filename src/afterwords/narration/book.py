@@ -40,14 +40,19 @@ _CHAPTER_LINE: Final = re.compile(
     re.IGNORECASE,
 )
 _PARAGRAPH_END: Final = re.compile(r"\n[ \t]*\n\s*")
-_FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n(?P<fields>.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_YAML_FIELD: Final = r"\w[\w \t-]*+:"
+_FRONT_MATTER: Final = re.compile(
+    rf"\A---[ \t]*\n(?P<fields>{_YAML_FIELD}.*\n(?:(?:{_YAML_FIELD}|[ \t#-]).*\n|\n)*?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)"
+)
+"""Fields of YAML only: other text between two lines of `---` is text."""
 _FIELD: Final = re.compile(r"^(title|author|lang)\s*:[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 _HEADING_ATTRIBUTES: Final = re.compile(r"^(#{1,6} [^\n{]*)\{[#.][^\n{}]*\}[ \t]*$", re.MULTILINE)
 _FOOTNOTE: Final = re.compile(r"^\[\^[^\]\s]{1,99}\]:.*(?:\n[ \t]+.*)*|\[\^[^\]\s]{1,99}\]", re.MULTILINE)
 _GUTENBERG: Final = re.compile(r"^\*{3} ?(START|END) OF TH(?:E|IS) PROJECT GUTENBERG E[^*]{1,300}\*{3}", re.MULTILINE)
 _TEXT_CONTENTS: Final = re.compile(r"(?:table of )?contents[.:]?", re.IGNORECASE)
-_TEXT_NOTE: Final = re.compile(r"\[(?:\d{1,3}\]\s|(?:footnote|illustration)\b)", re.IGNORECASE)
-_TEXT_NOTE_MARK: Final = re.compile(r"(?<=\S) ?\[\d{1,3}\]")
+_TEXT_NOTE: Final = re.compile(r"\[(\d{1,3})\]\s")
+_TEXT_NOTE_MARK: Final = re.compile(r"(?<=\S) ?\[(\d{1,3})\]")
+_TEXT_REMARK: Final = re.compile(r"\[(?:footnote|illustration)\b(?:[^][]|\[[^][]*\])*+(?:\]|\Z)", re.IGNORECASE)
 _TEXT_EMPHASIS: Final = re.compile(r"(?<![^\W_])_(?=[^\s_])([^_]{1,1000})(?<=\S)_(?![^\W_])")
 _SPLIT_WORD: Final = re.compile(r"(?<!\w)(\w+)-\n[ \t]*(\w+)")
 _DECLARED: Final = re.compile(rb"""(?:\bencoding|\bcharset)\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""")
@@ -233,16 +238,19 @@ def _read_fields(text: str) -> dict[str, str]:
 
 
 def _without_license(text: str) -> tuple[str, dict[str, str]]:
-    """Return a text without what Project Gutenberg puts before and after it, and the fields of that."""
+    """Return a text without what Project Gutenberg puts before and after it, and the fields of that.
+
+    Other books, which may quote its marks, are returned whole.
+    """
     text = text.replace("\r\n", "\n")
-    stated: dict[str, str] = {}
-    for mark in list(_GUTENBERG.finditer(text))[::-1]:
-        if mark[1] == "END":
-            text = text[: mark.start()]
-        else:
-            stated = _read_fields(text[: mark.start()])
-            text = text[mark.end() :]
-    return text, stated
+    marks = list(_GUTENBERG.finditer(text))
+    start = next((mark for mark in marks if mark[1] == "START"), None)
+    head = text[: start.start()].strip() if start else ""
+    stated = _read_fields(head)
+    if start is None or (head and not ("Project Gutenberg" in head.partition("\n")[0] and "title" in stated)):
+        return text, {}
+    end = next((mark.start() for mark in reversed(marks) if mark[1] == "END"), None)
+    return text[start.end() : end], stated
 
 
 def _text_blocks(text: str) -> Iterable[Block]:
@@ -253,12 +261,14 @@ def _text_blocks(text: str) -> Iterable[Block]:
         whole = split[1] + split[2]
         return whole if whole.lower() in words else f"{split[1]}-{split[2]}"
 
+    notes = set(_TEXT_NOTE_MARK.findall(text))
     text = _TEXT_EMPHASIS.sub(r"\1", _TEXT_NOTE_MARK.sub("", _SPLIT_WORD.sub(join_word, text)))
     for part in _PARAGRAPH_END.split(text):
         paragraph = part.strip()
-        lines = [line.strip() for line in paragraph.split("\n")]
-        is_contents = len(lines) > 1 and all(map(_CHAPTER_LINE.fullmatch, lines))
-        if is_contents or _TEXT_CONTENTS.fullmatch(paragraph) or _TEXT_NOTE.match(paragraph):
+        if (remark := _TEXT_REMARK.match(paragraph)) is not None:
+            paragraph = paragraph[remark.end() :].strip()
+        note = _TEXT_NOTE.match(paragraph)
+        if _is_contents(paragraph) or (note and note[1] in notes):  # without its mark in the text, it is a number
             continue
         head, _, rest = paragraph.partition("\n")
         if _CHAPTER_LINE.fullmatch(head.strip()):
@@ -267,6 +277,15 @@ def _text_blocks(text: str) -> Iterable[Block]:
             paragraph = "" if rest in title else rest
         if paragraph:
             yield Block(paragraph)
+
+
+def _is_contents(paragraph: str) -> bool:
+    """Return whether a paragraph is a table of contents; the lines "Part 1" and "Chapter 1" are a heading."""
+    lines = [line.strip() for line in paragraph.split("\n")]
+    if not all(map(_CHAPTER_LINE.fullmatch, lines)):
+        return _TEXT_CONTENTS.fullmatch(paragraph) is not None
+    kinds = {line.rpartition(" ")[0].partition(" ")[0].lower() for line in lines}
+    return len(kinds) < len(lines)
 
 
 def known_lang(stated: str | None) -> str | None:
