@@ -103,6 +103,7 @@ def test_take_speaks_its_unit_and_is_named(served: Served) -> None:
     with open_socket(served) as socket:
         for emotion, text, takes in (
             (None, "[happy] We won the cup.\n\nBye.\n\n", [True, False]),
+            (None, "We won the whole game today, all of it. [happy]", [False]),  # the last unit is only a tag
             ("happy", "Hi.", [True]),
         ):
             configure(socket, voice="calm", **({"emotion": emotion} if emotion else {}))

@@ -232,7 +232,8 @@ class LiveReply:
                     self._open.append(LiveUnit(self._connection, text, result, self._pause_s))
                     self._pause_s = pause_after_s(text) / self._options.speed
                 except TextError as error:
-                    if error.code != "unspeakable_text":  # the backend has no sound for this part alone
+                    # This part alone is only a tag, or the backend has no sound for it.
+                    if error.code not in ("empty_text", "unspeakable_text"):
                         raise
                 self._waiting.popleft()
                 self._n_waiting -= len(text)
