@@ -108,6 +108,7 @@ class TestCors:
                 assert "Origin" in answer.headers["vary"]
                 shown = set(answer.headers["access-control-expose-headers"].split(", "))
                 assert {"X-Request-Id", "X-Cache", "X-Job-Id", "Retry-After", "RateLimit-Reset"} <= shown
+                assert {"X-Left-Out", "X-Notices"} <= shown
             assert (spoken.headers["x-cache"], error_code(refused)) == ("HIT", "missing_field")
         for origin in ("https://evil.example", f"{ORIGIN}.evil", "null", ORIGIN.replace("https", "http")):
             answer = client.post("/v1/synthesize", json=ask, headers={"Origin": origin})

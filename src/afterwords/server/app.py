@@ -73,6 +73,8 @@ RESPONSE_HEADERS: Final = (
     "X-Characters-Remaining",
     "X-Characters-Used",
     "X-Job-Id",
+    "X-Left-Out",
+    "X-Notices",
     "X-Request-Id",
     "X-Should-Retry",
     "X-Synthesis-Time-Ms",
