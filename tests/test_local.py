@@ -577,6 +577,23 @@ def test_take_speaks_for_its_emotion(tmp_path: Path) -> None:
         assert aw.stream("Hi.", voice="my voice", emotion="happy").voice.voice_id == happy.voice_id
 
 
+def test_named_voice_decides_how_its_take_reads() -> None:
+    me, happy = clone(), clone(emotion="happy", lang="de")
+    for voice, alias in ((me, "World Wide Web"), (happy, "W")):
+        local.library().set_lexicon(voice.voice_id, [LexiconEntry(word="W3C", alias=alias)])
+    plain, tagged, chosen = (
+        local.estimate(text, voice="me", emotion=emotion)
+        for text, emotion in (("The W3C.", None), ("[happy]The W3C.", None), ("The W3C.", "happy"))
+    )
+    assert plain.lang == tagged.lang == chosen.lang == "en"
+    assert plain.duration_s == tagged.duration_s == chosen.duration_s
+    with pytest.warns(TextWarning):
+        own = aw.say("The W3C.", voice=happy, lang="en")
+    for text in ("The W3C.", ["The W3C."]):
+        with pytest.warns(TextWarning):
+            assert aw.say(text, voice="me", emotion="happy").duration_s > own.duration_s
+
+
 def test_unknown_take_lists_the_others() -> None:
     clone()
     with pytest.raises(VoiceNotFoundError, match="no takes yet"):

@@ -569,6 +569,10 @@ class TestSynthesize:
             for text in ("One.", "[happy]One.")
         ]
         assert estimates[0] == estimates[1]
+        client.patch(f"/v1/voices/{happy}", json={"lang": "de"}).raise_for_status()
+        for text in ("One.", "[happy]One."):  # in the language of the voice that was named
+            spoken = client.post("/v1/estimate", json={"voice_id": me, "text": text, "emotion": "happy"}).json()
+            assert spoken["lang"] == "en"
         refused = ask("One.", emotion="sad")
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "emotion")
         assert ask("One.", emotion="Happy!").status_code == 422

@@ -306,7 +306,7 @@ class Synthesis:
         reading = reading_of(text, lexicon=read_lexicon(speaker.metadata), emotions=tags)
         written = [*(entry.model_dump_json() for entry in reading.lexicon), *reading.emotions]
         make_key = partial(cache_key, "\0".join([text, *written]), speed=request.speed, seed=request.seed)
-        backend, lang = request.backend or voice.backend, request.lang or voice.lang
+        backend, lang = request.backend or speaker.backend, request.lang or speaker.lang
         cached: T | None = None
         if (
             backend not in self.catalog.backends and not request.has_report
@@ -315,7 +315,7 @@ class Synthesis:
             cached = await find_cached(voice, key)
         if cached is None:
             backend, lang = self.catalog.for_speech(
-                request.backend, request.lang, voice_backend=voice.backend, voice_lang=voice.lang
+                request.backend, request.lang, voice_backend=speaker.backend, voice_lang=speaker.lang
             )
             key = make_key(lang=lang, backend=backend)
             cached = None if request.has_report else await find_cached(voice, key)
