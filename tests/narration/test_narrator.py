@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import afterwords as aw
-from afterwords import disk
+from afterwords import disk, local
 from afterwords.audio.audio import decode
 from afterwords.audio.loudness import LoudnessMeter, true_peak
 from afterwords.backends.base import Chunk
@@ -30,7 +30,7 @@ from afterwords.errors import (
     UnsupportedLangError,
     VoiceNotFoundError,
 )
-from afterwords.models import SpeechTask, Verification, Voice
+from afterwords.models import LexiconEntry, SpeechTask, Verification, Voice
 from afterwords.narration.book import read_book
 from afterwords.narration.script import (
     CHAPTER_PAUSE_S,
@@ -192,6 +192,14 @@ def test_emotion_chooses_the_take_of_the_voice(anna: Voice, tmp_path: Path) -> N
     assert (done.n_sentences, done.voices) == (3, ("me", take.name))
     with pytest.raises(VoiceNotFoundError, match="no take for the emotion happy"):
         aw.narrate(write(tmp_path, "Calm at first, as ever. [happy] Happy."), tmp_path / "book.wav")
+
+
+def test_take_reads_the_lexicon_of_its_voice(anna: Voice, tmp_path: Path) -> None:
+    local.library().set_lexicon("anna", [LexiconEntry(word="W3C", alias="World Wide Web Consortium")])
+    aw.clone(READER, name="anna", consent="self", emotion="happy")
+    done = aw.narrate(write(tmp_path, "[voice:anna][happy] I like W3C."), tmp_path / "book.flac")
+    assert done.duration_s == pytest.approx(spoken_s("I like World Wide Web Consortium."), abs=0.01)
+    assert done.notices == ("tone keeps the timbre of a take, but not its emotion.",)
 
 
 @pytest.mark.parametrize("by_cast", [True, False])

@@ -34,7 +34,7 @@ from afterwords.audio.subtitles import Cue, cues, to_srt, to_vtt
 from afterwords.audio.wav import Samples, read_wav
 from afterwords.audio.writer import AudioWriter
 from afterwords.backends import registry
-from afterwords.backends.base import Progress, ignore_progress, unspoken
+from afterwords.backends.base import Progress, ignore_progress, timbre_only, unspoken
 from afterwords.errors import (
     FileError,
     InvalidInputError,
@@ -450,15 +450,16 @@ class _Take:
         Raises:
             SynthesisError: The engine failed with each seed.
         """
-        speaker = self._speakers[sentence.speaker]
+        backend = self._speakers[sentence.speaker].backend
         longest_s = max_speech_s(sentence.text, speed=self._options.speed)
         for attempt in range(ATTEMPTS):
             seed = ((self._options.seed or 0) + attempt) % 2**31
-            options = self._options.model_copy(update={"seed": seed, "backend": speaker.backend})
+            options = self._options.model_copy(update={"seed": seed, "backend": backend})
             try:
                 audio = local.stream(
                     sentence.text,
-                    voice=speaker.voice,
+                    voice=sentence.voice or self._speakers[NARRATOR].voice,
+                    emotion=sentence.emotion,
                     **options.model_dump(),
                     verify=self._verify,
                     progress=self._check_running,
@@ -466,7 +467,7 @@ class _Take:
                 if audio.duration_s > longest_s:
                     raise SynthesisError.runaway(duration_s=audio.duration_s, maximum_s=longest_s)
                 if not len(audio.samples):
-                    raise SynthesisError.for_backend(speaker.backend, "it returned no audio")
+                    raise SynthesisError.for_backend(backend, "it returned no audio")
             except SynthesisError:
                 if attempt == ATTEMPTS - 1:
                     raise
@@ -545,5 +546,7 @@ class _Take:
         return found
 
     def notices(self) -> list[str]:
-        """Return notices about words that backends left out."""
-        return [f"{describe_left_out(backend, words)}." for backend, words in self._words.items() if words]
+        """Return notices about words that backends left out, and emotions that they don't keep."""
+        left_out = [f"{describe_left_out(backend, words)}." for backend, words in self._words.items() if words]
+        speakers = self._speakers.values()
+        return left_out + sorted({timbre_only(s.backend) for s in speakers if timbre_only(s.backend) in s.notices})
