@@ -39,6 +39,7 @@ from afterwords.narration.script import (
     SENTENCE_PAUSE_S,
     write_script,
 )
+from tests.backends.test_registry import install
 from tests.conftest import READER
 from tests.error_codes import has_code
 from tests.narration.epubs import image, write_epub
@@ -330,6 +331,32 @@ def test_engine_speaks_as_many_sentences_at_once_as_it_can(tmp_path: Path, monke
     done = aw.narrate(write(tmp_path, "\n\n".join(texts)), tmp_path / "book.flac", srt=tmp_path / "b.srt")
     assert (done.left_out, done.n_sentences, done.n_spoken) == ((), 5, 4)
     assert re.findall(r"^[A-Z].*", (tmp_path / "b.srt").read_text("utf-8"), re.MULTILINE) == texts
+
+
+TAKING_TURNS = """
+from threading import Lock
+from afterwords.backends.tone import ToneEngine
+speaking = Lock()
+class Engine(ToneEngine):
+    name, backends, max_concurrent = "turns", ("turns",), 1
+    def synthesize(self, task):
+        if not speaking.acquire(blocking=False):
+            raise ValueError("another utterance is spoken")
+        try:
+            yield from super().synthesize(task)
+        finally:
+            speaking.release()
+"""
+
+
+def test_engine_speaks_no_more_at_once_than_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "turns", TAKING_TURNS, "turns:Engine")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AFTERWORDS_BACKENDS", "turns,tone")
+    aw.clone(READER, name="bob", consent="self", backend="turns")
+    text = "\n\n".join(f"Sentence {n}.\n\nBOB: Answer {n} is {'very ' * 60} long." for n in range(9))
+    done = aw.narrate(write(tmp_path, text, "b.txt"), tmp_path / "b.wav", voice="me", cast={"BOB": "bob"})
+    assert (done.left_out, done.backends) == ((), ("tone", "turns"))
 
 
 # -- failures -------------------------------------------------------------------------------------------------

@@ -387,29 +387,30 @@ class _Take:
     def _make_ahead(
         self, sentences: Sequence[Sentence]
     ) -> Generator[tuple[Sentence, Path, Future[None] | None], None, None]:
-        """Yield each sentence with its file, while as many as an engine speaks at once are spoken ahead.
+        """Yield each sentence with its file, while as many as each engine speaks at once are spoken ahead.
 
         The future ends when the file is there; it is None if the file was there before. When this is closed, the
         sentences that are being spoken end at their next chunk.
         """
-        n_threads = max(engine.max_concurrent for engine in self._engines.values())
+        limits = {engine.name: engine.max_concurrent for engine in self._engines.values()}
+        pools = {name: ThreadPoolExecutor(limit, "narrate") for name, limit in limits.items()}
         waiting: deque[tuple[Sentence, Path, Future[None] | None]] = deque()
-        pool = ThreadPoolExecutor(n_threads, "narrate")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TextWarning)  # words that are left out are counted
+            try:
                 for sentence in sentences:
                     path = self._folder / f"{self._key(sentence)}.wav"
                     making = next((making for _, other, making in waiting if other == path), None)
                     if making is None and not path.exists():
-                        making = pool.submit(self._make, sentence, path)
+                        making = pools[self._engines[sentence.speaker].name].submit(self._make, sentence, path)
                     waiting.append((sentence, path, making))
-                    if len(waiting) > n_threads:
+                    if len(waiting) > sum(limits.values()):
                         yield waiting.popleft()
                 yield from waiting
-        finally:
-            self._is_stopped.set()
-            pool.shutdown(cancel_futures=True)
+            finally:
+                self._is_stopped.set()
+                for pool in pools.values():
+                    pool.shutdown(cancel_futures=True)
 
     def _result(self, sentence: Sentence, path: Path, making: Future[None] | None) -> tuple[Samples, Verification]:
         """Return the speech of a sentence, once its file is there; speak it again if the file is damaged."""
