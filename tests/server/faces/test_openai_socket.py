@@ -113,6 +113,12 @@ def test_take_speaks_its_unit_and_is_named(served: Served) -> None:
             starts = [message for message in messages if message["type"] == "audio.start"]
             assert [start["voice_id"] == take for start in starts] == takes
             assert [bool(start["notices"]) for start in starts] == takes
+        configure(socket, voice="calm", emotion="happy", response_format="wav", stream_audio=False)
+        send(socket, "input.text", text="Hi.")
+        send(socket, "input.done")
+        mark = read_mark(read_tags(receive(socket, "session.done")[1]))
+        assert mark is not None
+        assert (mark.voice_name, mark.voice_id) == ("calm-happy", take)
 
 
 def test_default_is_one_wav_file_per_utterance(served: Served) -> None:

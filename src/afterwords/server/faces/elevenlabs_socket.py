@@ -14,11 +14,10 @@ from starlette.requests import ClientDisconnect
 
 from afterwords.audio.encoding import Encoding
 from afterwords.errors import AfterwordsError, InvalidOptionError, InvalidRequestError, LimitError, ServiceError
-from afterwords.models import SpeechFormat, SpeechOptions, now
-from afterwords.provenance import mark_tags
+from afterwords.models import SpeechFormat, SpeechOptions
 from afterwords.server.auth import Credential, requires
 from afterwords.server.faces.elevenlabs import DEFAULT_FORMAT, FORMATS, answer_error, find_backend, settings_of
-from afterwords.server.records import Scope, StoredVoice
+from afterwords.server.records import Scope
 from afterwords.server.routes.audio import encode_stream
 from afterwords.server.routes.live import LiveReply, LiveUnit, check_quota
 from afterwords.server.routes.responses import caller_of, state_of
@@ -180,19 +179,14 @@ class _Context:
                 async for chunk in read(unit):
                     yield chunk
 
-        voice, encoding = self._session.voice, self._session.encoding
-        tags = mark_tags(backend=first.backend, voice_name=voice.name, voice_id=first.voice_id, made_at=now())
-        if encoding.format is SpeechFormat.MP3:  # players break at ID3 where they expect a frame
-            tags = {}
+        encoding = self._session.encoding
+        tags = {} if encoding.format is SpeechFormat.MP3 else first.tags  # players break at ID3 within a stream
         return encode_stream(self._session.socket, pcm(), first.sample_rate, encoding, tags)
 
 
 class _Session:
-    def __init__(
-        self, socket: Socket, voice: StoredVoice, options: SynthesisRequest, encoding: Encoding, inactivity_s: float
-    ) -> None:
+    def __init__(self, socket: Socket, options: SynthesisRequest, encoding: Encoding, inactivity_s: float) -> None:
         self.socket = socket
-        self.voice = voice
         self.encoding = encoding
         self.has_timing = options.timestamps
         self._options = options
@@ -233,7 +227,7 @@ class _Session:
         elif has_timing := wish == "true":
             check_timing(socket, voice, options)
         options = replace(options, timestamps=has_timing, keeps_timing=False)
-        return cls(socket, voice, options, encoding, min(max(inactivity_s, 1.0), INACTIVITY_MAX_S))
+        return cls(socket, options, encoding, min(max(inactivity_s, 1.0), INACTIVITY_MAX_S))
 
     async def close(self) -> None:
         """Cancel what was not sent."""

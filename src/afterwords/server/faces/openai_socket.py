@@ -12,8 +12,7 @@ from pydantic import Field, ValidationError
 
 from afterwords.audio.encoding import Encoding
 from afterwords.errors import AfterwordsError, InvalidRequestError
-from afterwords.models import Seed, SpeechFormat, Speed, now
-from afterwords.provenance import mark_tags
+from afterwords.models import Seed, SpeechFormat, Speed
 from afterwords.server.auth import Credential, requires
 from afterwords.server.faces.openai import LANGUAGES, find_backend
 from afterwords.server.records import Scope, StoredVoice
@@ -75,7 +74,7 @@ class _Session:
         self._config: SessionConfig | None = None
         self._voice: StoredVoice | None = None
         self._reply: LiveReply | None = None  # whose text is being written
-        self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig, StoredVoice]] = asyncio.Queue(REPLIES_MAX)
+        self._replies: asyncio.Queue[tuple[LiveReply, SessionConfig]] = asyncio.Queue(REPLIES_MAX)
         self._unspoken: deque[LiveReply] = deque()
         self._is_first = True
 
@@ -155,19 +154,19 @@ class _Session:
         by = None if config.split_granularity == "none" else config.split_granularity
         reply = LiveReply(self._socket, self._options(config, voice), by)
         self._unspoken.append(reply)
-        await self._replies.put((reply, config, voice))
+        await self._replies.put((reply, config))
         return reply
 
     async def speak(self) -> None:
         """Send the audio of all utterances in order."""
         utterance = 0
         while True:
-            reply, config, voice = await self._replies.get()
+            reply, config = await self._replies.get()
             n_units = 0
             async with aclosing(reply.units()) as units:
                 async for unit in units:
                     place = {"utterance_index": utterance, "sentence_index": n_units}
-                    await self._send_unit(unit, place, config, voice)
+                    await self._send_unit(unit, place, config)
                     n_units += 1
             await self._socket.send_message(
                 {"type": "session.done", "utterance_index": utterance, "total_sentences": n_units}
@@ -175,9 +174,7 @@ class _Session:
             self._unspoken.popleft()
             utterance += 1
 
-    async def _send_unit(
-        self, unit: LiveUnit, place: dict[str, int], config: SessionConfig, voice: StoredVoice
-    ) -> None:
+    async def _send_unit(self, unit: LiveUnit, place: dict[str, int], config: SessionConfig) -> None:
         encoding = Encoding(config.response_format)
         begin = {"type": "audio.start", **place, "sentence_text": unit.text, "format": config.response_format}
         source = {"voice_id": unit.voice_id, "backend": unit.backend, "left_out": [*unit.result.left_out]}
@@ -186,11 +183,10 @@ class _Session:
         if config.word_timestamps:
             rate["word_timestamps"] = True
         await self._socket.send_message({**begin, **source, **rate})
-        tags = mark_tags(backend=unit.backend, voice_name=voice.name, voice_id=unit.voice_id, made_at=now())
         n_bytes, whole = 0, bytearray()
         if config.stream_audio:
             self._socket.error_details = {"partial_audio": True, "action": "discard"}
-        async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, tags)) as encoded:
+        async with aclosing(encode_stream(self._socket, unit.pcm(), unit.sample_rate, encoding, unit.tags)) as encoded:
             async for data in encoded:
                 for start in range(0, len(data), FRAME_MAX_BYTES):
                     part = data[start : start + FRAME_MAX_BYTES]

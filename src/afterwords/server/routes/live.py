@@ -16,7 +16,8 @@ from starlette.requests import HTTPConnection
 from afterwords.audio.effects import fade_from
 from afterwords.audio.wav import pcm16
 from afterwords.errors import AfterwordsError, QuotaExceededError, SynthesisError, TextError
-from afterwords.models import JobStatus
+from afterwords.models import JobStatus, now
+from afterwords.provenance import mark_tags
 from afterwords.server.concurrency import Condition
 from afterwords.server.ports import BlobReader
 from afterwords.server.routes.audio import HEAD_BYTES, STREAM_WAIT_S, read_pcm, read_stream
@@ -63,6 +64,11 @@ class LiveUnit:
     def voice_id(self) -> str:
         """The voice that speaks, which may be a take of the one that was named."""
         return self.result.job.voice_id if isinstance(self.result, AcceptedJob) else self.result.entry.voice_id
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The mark of its audio."""
+        return mark_tags(backend=self.backend, voice_name=self.result.voice_name, voice_id=self.voice_id, made_at=now())
 
     @property
     def is_timed(self) -> bool:

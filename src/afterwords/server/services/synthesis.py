@@ -133,6 +133,7 @@ class CachedSpeech:
 
     audio: BlobReader = field(repr=False)
     entry: CacheEntry
+    voice_name: str
     backend: str
     left_out: Sequence[str] = field(default=(), repr=False)
     notices: Sequence[str] = ()
@@ -202,7 +203,7 @@ class Synthesis:
                 raise
             if job is None:
                 self.metrics.cache_hits.add(backend)
-                return CachedSpeech(audio, entry, backend, left_out, notices, quota)
+                return CachedSpeech(audio, entry, voice.name, backend, left_out, notices, quota)
             audio.close()
             return AcceptedJob(job, False, voice.name, left_out=left_out, notices=notices, quota=quota)
         job_id, flight_key = new_id(), key
@@ -328,16 +329,16 @@ class Synthesis:
         if cached is None and not await self.recordings.exists(voice):
             raise AudioMissingError(code="reference_missing")
         return ResolvedRequest(
-            text,
-            voice,
-            backend,
-            lang,
-            key,
-            cached,
-            reading,
-            script.expected_s(speed=request.speed),
-            left_out,
-            [*notices, *script.notices],
+            text=text,
+            voice=voice,
+            backend=backend,
+            lang=lang,
+            cache_key=key,
+            cached=cached,
+            reading=reading,
+            expected_s=script.expected_s(speed=request.speed),
+            left_out=left_out,
+            notices=[*notices, *script.notices],
         )
 
     async def _choose_take(
@@ -359,9 +360,9 @@ class Synthesis:
             return voice, [], []
         names = [*palette, NEUTRAL]
         segments = parse(text, emotions=names).segments
-        chosen = {take.voice_id: take for each in segments for take in [palette.get(each.emotion or "", voice)]}
-        if len(chosen) == 1:
-            return chosen.popitem()[1], names, []
+        chosen = [palette.get(each.emotion or "", voice) for each in segments if each.text] or [voice]
+        if chosen.count(chosen[0]) == len(chosen):
+            return chosen[0], names, []
         return voice, names, [ONE_TAKE]
 
     async def _submit_new(
