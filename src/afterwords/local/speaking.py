@@ -121,12 +121,12 @@ def stream(
         raise InvalidOptionError.for_option(name, value=True, allowed="False for a text that is being written")
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
     voices = library()
-    speaker = _find_voice(voices, voice, emotion)
-    lang = normalize_lang(options.lang or speaker.lang)
-    chosen, reason = _choose_backend(speaker, options.backend, lang)
+    named, speaker = _find_voice(voices, voice, emotion)
+    lang = normalize_lang(options.lang or named.lang)
+    chosen, reason = _choose_backend(named, options.backend, lang)
     engine = registry.engine_for(chosen)
-    palette = takes(voices.list(), speaker) if speaker.family else {}
-    read = partial(parse, lexicon=speaker.lexicon, reads_ipa=reads_ipa(engine))
+    palette = takes(voices.list(), named) if named.family else {}
+    read = partial(parse, lexicon=named.lexicon, reads_ipa=reads_ipa(engine))
     script = read(text, emotions=[*palette, NEUTRAL] if palette else ()) if isinstance(text, str) else None
     used = (
         {each.emotion: palette[each.emotion] for each in script.segments if each.emotion in palette} if script else {}
@@ -149,7 +149,7 @@ def stream(
         voice_id=speaker.voice_id,
         prompt=get_prompt(voices, speaker, engine, chosen.name, progress),
         seed=options.seed,
-        lexicon=speaker.lexicon,
+        lexicon=named.lexicon,
     )
     tags = mark_tags(backend=chosen.name, voice_name=speaker.name, voice_id=speaker.voice_id, made_at=now())
     make_speech = partial(Speech, speaker, chosen.name, reason, engine.sample_rate, tags)
@@ -178,8 +178,8 @@ def stream(
 
 def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask], speech: Speech) -> SpeechTask | None:
     """Return the task of a part of a live text, or None if the backend can't speak any of its words."""
-    unit = check_text(unit)
-    script = parse(unit, lexicon=speech.voice.lexicon, reads_ipa=reads_ipa(engine))
+    task = make_task(text=check_text(unit))
+    script = parse(task.text, lexicon=task.lexicon, reads_ipa=reads_ipa(engine))
     try:
         words = unspoken(engine, script.text)
     except TextError:
@@ -188,7 +188,7 @@ def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask
         _warn_left_out(speech.backend)
     speech.left_out += tuple(words)
     speech.notices += script.notices
-    return None if words and words == script.text.split() else make_task(text=unit)
+    return None if words and words == script.text.split() else task
 
 
 def _warn_left_out(backend: str) -> None:
@@ -211,11 +211,11 @@ def estimate(
     """
     text = check_text(text, max_chars=MAX_LOCAL_CHARS)
     options = SpeechOptions.check(lang=lang, backend=backend, speed=speed, seed=seed)
-    speaker = _find_voice(library(), voice, emotion)
-    lang = normalize_lang(options.lang or speaker.lang)
-    chosen, _ = _choose_backend(speaker, options.backend, lang)
-    palette = takes(library().list(), speaker) if speaker.family else {}
-    script = parse(text, emotions=[*palette, NEUTRAL] if palette else (), lexicon=speaker.lexicon)
+    named, _ = _find_voice(library(), voice, emotion)
+    lang = normalize_lang(options.lang or named.lang)
+    chosen, _ = _choose_backend(named, options.backend, lang)
+    palette = takes(library().list(), named) if named.family else {}
+    script = parse(text, emotions=[*palette, NEUTRAL] if palette else (), lexicon=named.lexicon)
     unspoken(registry.engine_for(chosen), script.text)  # raises if that is the whole text
     return Estimate(
         characters=len(text),
@@ -240,8 +240,8 @@ def must_prepare(
     Args and errors are those of `say`.
     """
     voices = library()
-    speaker = _find_voice(voices, voice, emotion)
-    chosen, _ = _choose_backend(speaker, backend, normalize_lang(lang or speaker.lang))
+    named, speaker = _find_voice(voices, voice, emotion)
+    chosen, _ = _choose_backend(named, backend, normalize_lang(lang or named.lang))
     engine = registry.engine_for(chosen)
     key = prompt_key(chosen.name, engine.prompt_version, is_fast=False)
     if find_prompt(voices, speaker, engine, chosen.name) or find_equal_prompt(voices, speaker, key):
@@ -250,8 +250,8 @@ def must_prepare(
     return chosen.name
 
 
-def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None = None) -> Voice:
-    """Return the voice as the library stores it now, or its take for an emotion."""
+def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None) -> tuple[Voice, Voice]:
+    """Return the voice as the library stores it now, and the one that speaks: itself, or its take for an emotion."""
     if not isinstance(voice, Voice):
         found = voices.choose(voice)
     else:
@@ -259,10 +259,7 @@ def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None 
             found = voices.get(voice.voice_id)
         except VoiceNotFoundError:
             raise VoiceNotFoundError.for_name(voice.name) from None
-    if emotion is None:
-        return found
-    take = find_take(voices.list(), found, emotion)
-    return take.model_copy(update={"metadata": {"lexicon": found.metadata.get("lexicon", []), **take.metadata}})
+    return found, found if emotion is None else find_take(voices.list(), found, emotion)
 
 
 def _choose_backend(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:
