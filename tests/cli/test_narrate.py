@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterwords import local
+from afterwords.backends.speech_check import SpeechChecker
 from afterwords.models import Voice
 from afterwords.provenance import verify
 from tests.cli.program import run
@@ -52,6 +53,27 @@ def test_faulty_sentences_of_a_book_are_named(tmp_path: Path) -> None:
     assert json.loads(done.out)["verification"] == json.loads((tmp_path / "r.json").read_text())
     assert (tmp_path / "b.m4b").exists()
     run("narrate", "b.txt", "--report", "r.json", cwd=tmp_path).expect_error(2, "usage")
+
+
+@pytest.mark.usefixtures("whisper")
+def test_verified_book_without_a_sentence_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    check = SpeechChecker.check
+    passed = {"faults": ()}  # a tone says nothing
+    monkeypatch.setattr(SpeechChecker, "check", lambda *a, **o: check(*a, **o).model_copy(update=passed))
+    (tmp_path / "b.txt").write_text("Hello there.")
+    assert run("narrate", "b.txt", "--verify", cwd=tmp_path).code == 0
+    (tmp_path / "b.txt").write_text("Before all of this. Now fault-fail happens again.")
+    assert run("narrate", "b.txt", "--verify", cwd=tmp_path).code == 1
+
+
+def test_interrupted_book_names_the_folder_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORDS_TESTING", "1")
+    (tmp_path / "b.txt").write_text("Before all of this. " + "Now fault-fail happens again. " * 9)
+    (tmp_path / "b.m4b").symlink_to("real.m4b")
+    failed = run("narrate", "b.txt", cwd=tmp_path)
+    assert failed.code == 7
+    assert f"1 sentence is kept in {tmp_path / 'real.m4b.sentences'}." in failed.err
 
 
 def test_outline_shows_chapters_and_lengths(tmp_path: Path) -> None:

@@ -101,12 +101,13 @@ def narrate(
                 progress=progress,
             )
     except BaseException:
-        parts = path.parent / f"{path.name}.sentences"  # the path may have no name
+        parts = Path(f"{path.resolve()}.sentences")  # next to the file that a link names
         if kept := len(list(parts.glob("*.wav"))):
-            output.note(f"{kept:,} sentences are kept in {output.shown(str(parts))}. Run it again to go on.")
+            which = "1 sentence is" if kept == 1 else f"{kept:,} sentences are"
+            output.note(f"{which} kept in {output.shown(str(parts))}. Run it again to go on.")
         raise
     _print_result(done, as_json=as_json)
-    if done.verification and not done.verification.has_passed:
+    if done.verification and (done.left_out or not done.verification.has_passed):
         raise typer.Exit(1)
 
 
