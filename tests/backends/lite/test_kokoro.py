@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from errno import EACCES
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from afterwords.backends.lite.kokoro import (
 )
 from afterwords.backends.lite.styles import style_space
 from afterwords.config import load_config
-from afterwords.errors import ModelError
+from afterwords.errors import FileError, ModelError
 from afterwords.models import SpeechTask
 from tests.lite_voice import Enrolment
 
@@ -127,6 +128,18 @@ def test_damaged_model_file_is_assembled_again(tmp_path: Path, damage: Callable[
     damage(path)
     Kokoro.load(tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == EXPECTED_SHA256
+
+
+def test_unreadable_model_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("products", "pitched"):
+        (tmp_path / f"kokoro-82m-int8-{name}.onnx").touch()
+
+    def refuse(_: Path) -> bytes:  # root reads every file
+        raise PermissionError(EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(FileError, match=r"kokoro\S+ can't be read: permission denied"):
+        Kokoro.load(tmp_path)
 
 
 def test_joined_export_gives_the_same_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from afterwords import disk
 from afterwords.backends.base import Progress, ignore_progress
 from afterwords.backends.lite.data import read_data
-from afterwords.errors import ModelError, pip_install
+from afterwords.errors import FileError, ModelError, pip_install
 from afterwords.network import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -106,13 +106,12 @@ class Kokoro:
             ModelError, StorageFullError, FileError: As for `model_file`.
         """
         path, expected = _model(models)
-        if path.is_file():
-            # A damaged file may be an invalid graph; it is assembled again.
-            with ThreadPoolExecutor(1) as pool, suppress(Exception):
-                is_whole = pool.submit(_is_whole, path, expected)
-                kokoro = cls(path)
-                if is_whole.result():
-                    return kokoro
+        # A damaged file may be an invalid graph; it is assembled again, like a missing one.
+        with ThreadPoolExecutor(1) as pool, suppress(Exception):
+            is_whole = pool.submit(_is_whole, path, expected)
+            kokoro = cls(path)
+            if is_whole.result():
+                return kokoro
         return cls(model_file(models, override, progress))
 
     def speak(
@@ -181,8 +180,11 @@ def _model(models: Path) -> tuple[Path, str]:
 
 
 def _is_whole(path: Path, expected: str) -> bool:
-    # All at once: each smaller block would wait for the thread that reads the dictionaries.
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected
+    try:
+        # All at once: each smaller block would wait for the thread that reads the dictionaries.
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected
+    except OSError as error:
+        raise FileError.unreadable(path, why=(error.strerror or str(error)).lower()) from error
 
 
 @cache
