@@ -290,6 +290,10 @@ def test_changed_text_and_options_are_spoken_again(tmp_path: Path) -> None:
     assert n_spoken(TEXT.replace("today", "tonight")) == 1
     assert n_spoken(speed=1.5) == 5
     assert n_spoken(seed=1) == 5
+    aw.clone(READER, name="me", consent="self", emotion="happy")
+    for alias in ("Web", "World Wide Web"):
+        local.library().set_lexicon("me", [LexiconEntry(word="W3C", alias=alias)])
+        assert n_spoken("[happy] I like W3C.") == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"RIFF", None])

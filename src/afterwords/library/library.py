@@ -130,7 +130,7 @@ class Library:
         return None
 
     def choose(self, name: str | None) -> Voice:
-        """Return the voice with a name, else the default, else the only one.
+        """Return the voice with a name, else the default, else the only one; its takes don't count.
 
         Raises:
             VoiceNotFoundError: No voice has the name.
@@ -141,6 +141,7 @@ class Library:
         if voice := self.default():
             return voice
         voices = self.list()
+        voices = [voice for voice in voices if not voice.emotion] or voices
         if len(voices) != 1:
             message = (
                 f"There are {len(voices)} voices, and no voice is chosen." if voices else "There are no voices yet."

@@ -251,7 +251,10 @@ def must_prepare(
 
 
 def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None) -> tuple[Voice, Voice]:
-    """Return the voice as the library stores it now, and the one that speaks: itself, or its take for an emotion."""
+    """Return the voice as the library stores it now, and the one that speaks: itself, or its take for an emotion.
+
+    The take has the lexicon of the voice that was named.
+    """
     if not isinstance(voice, Voice):
         found = voices.choose(voice)
     else:
@@ -259,7 +262,11 @@ def _find_voice(voices: Library, voice: Voice | str | None, emotion: str | None)
             found = voices.get(voice.voice_id)
         except VoiceNotFoundError:
             raise VoiceNotFoundError.for_name(voice.name) from None
-    return found, found if emotion is None else find_take(voices.list(), found, emotion)
+    if emotion is None:
+        return found, found
+    take = find_take(voices.list(), found, emotion)
+    metadata = take.metadata | {"lexicon": found.metadata.get("lexicon", [])}
+    return found, take.model_copy(update={"metadata": metadata})
 
 
 def _choose_backend(voice: Voice, name: str | None, lang: str) -> tuple[Backend, str]:
