@@ -72,11 +72,17 @@ def test_take_speaks_on_a_server(tmp_path: Path) -> None:
     aw.clone(audio.save(tmp_path / "happy.wav"), name="me", emotion="happy", consent="self")
     pushed = json.loads(run("push", "me", "--json").out)
     assert [take["name"] for take in pushed["takes"]] == ["me-happy"]
-    hello = ("say", "Hello.", "--voice", "me", "--emotion", "happy", "--remote", "-o", str(tmp_path / "hello.wav"))
+    hello = ("say", "Hello.", "--emotion", "happy", "--remote", "-o", str(tmp_path / "hello.wav"))
     done = run(*hello, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["voice_id"] == pushed["takes"][0]["voice"]["voice_id"]
     assert run(*hello, "--dry-run").code == 2
+    text = "We won the whole game today, all of it. " * 3
+    live = run("say", "-", "--live", "--remote", "-o", "-", "--emotion", "happy", stdin=text.encode())
+    assert live.err.count("keeps the timbre") == 1
+    srt = tmp_path / "hello.srt"
+    assert run("say", "[happy] Hello.", "--remote", "-o", "-", "--srt", str(srt)).code == 0
+    assert "happy" not in srt.read_text()
 
 
 @pytest.mark.usefixtures("account")

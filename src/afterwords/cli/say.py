@@ -415,6 +415,7 @@ def _choose_voice(client: Client, request: SayRequest, profile: str | None) -> V
     if request.voice is not None:
         return request.voice
     voices = list(client.voices.list())
+    voices = [voice for voice in voices if not voice.emotion] or voices
     if not voices:
         push = command("push", "NAME", profile=profile)
         raise output.UsageError(f"{client.base_url} has no voices yet.", hint=f"copy one there: {push}")
@@ -430,11 +431,8 @@ def _find_emotions(client: Client, voice_id: str) -> list[str]:
     """Return the names that are tags in a text of a voice of the server."""
     from afterwords.library.takes import NEUTRAL, takes
 
-    speaker = client.voices.get(voice_id)
-    if not speaker.family:
-        return []
-    family = [client.voices.get(other) for other in client.voices.list() if speaker.family == other.family]
-    palette = takes(family, speaker)
+    voices = list(client.voices.list())
+    palette = next((takes(voices, speaker) for speaker in voices if speaker.voice_id == voice_id), {})
     return [*palette, NEUTRAL] if palette else []
 
 

@@ -226,6 +226,8 @@ def parse_voice(fields: Mapping[str, Any], response: Response) -> Voice:
             metadata = json.loads(metadata)
         except (ValueError, RecursionError):
             metadata = None
+    if metadata is None and fields.get("emotion"):  # in a list
+        metadata = {"emotion": fields["emotion"]}
     known = {
         **fields,
         "lang": fields.get("lang") or "en",

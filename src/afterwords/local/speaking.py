@@ -187,7 +187,7 @@ def _task_of_unit(unit: str, engine: Engine, make_task: Callable[..., SpeechTask
     if words and not speech.left_out:
         _warn_left_out(speech.backend)
     speech.left_out += tuple(words)
-    speech.notices += script.notices
+    speech.notices = (*dict.fromkeys(speech.notices + script.notices),)
     return None if words and words == script.text.split() else task
 
 

@@ -226,7 +226,7 @@ class LiveSpeech(SampleStream):
         self._speech = replace(self._speech, voice_id=unit.voice_id, backend=unit.backend)
         self.voice_id, self.backend = unit.voice_id, unit.backend
         self.left_out += unit.left_out
-        self.notices += unit.notices
+        self.notices = (*dict.fromkeys(self.notices + unit.notices),)
         if not self.sample_rate:
             self._begin(unit.sample_rate, {})
 
