@@ -591,7 +591,9 @@ def test_named_voice_decides_how_its_take_reads() -> None:
         own = aw.say("The W3C.", voice=happy, lang="en")
     for text in ("The W3C.", ["The W3C."]):
         with pytest.warns(TextWarning):
-            assert aw.say(text, voice="me", emotion="happy").duration_s > own.duration_s
+            speech = aw.stream(text, voice="me", emotion="happy")
+        assert "keeps the timbre" in speech.notices[0]
+        assert speech.audio().duration_s > own.duration_s
 
 
 def test_unknown_take_lists_the_others() -> None:

@@ -155,7 +155,8 @@ def stream(
     make_speech = partial(Speech, speaker, chosen.name, reason, engine.sample_rate, tags)
     if not isinstance(text, str):
         speech = make_speech(
-            speak_live(engine, text, lambda unit: _task_of_unit(unit, engine, make_task, speech), options.speed)
+            speak_live(engine, text, lambda unit: _task_of_unit(unit, engine, make_task, speech), options.speed),
+            notices=notices,
         )
         return speech
     task = make_task(text=text)
