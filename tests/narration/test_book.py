@@ -318,6 +318,15 @@ def test_other_files_name_a_converter(tmp_path: Path) -> None:
         ("<p style='color:red; Display : None'>x</p><p style='display:block'>y", ["y"]),
         ("<h2><span class='x pagenum'>[12]</span>Two</h2><div class='footnotes'><p>1. x</div>y", ["Two", "y"]),
         ("<section class='pg-boilerplate pgheader' id='pg-header'><h2>The eBook</h2></section>y", ["y"]),
+        (
+            "<p>See\n<a href='#c5'>5</a>, in <a href='#y'>1984</a>, grade <a href='#a'>a</a>.",
+            ["See 5, in 1984, grade a."],
+        ),
+        ("<p>One<a href='#1'>1</a> two <a href='#2'><sup>2</sup></a>", ["One two"]),
+        (
+            "<p>Three <sup><a href='#3'>3</a></sup> is <a href='#4'>[4]</a>x<sup>2</sup>.<p><a href='#r'>1</a> A",
+            ["Three is x2.", "A"],
+        ),
         ("<p><span class='dropcap'>O</span>nce", ["Once"]),
         ("<!DOCTYPE html><?x y?>a<!-- <p>b --><!-->c<![CDATA[ & <d>]]><![if x]>e<![endif]>", ["ac & <d>e"]),
         ("<p>a <!-- b<p>c", ["a b", "c"]),

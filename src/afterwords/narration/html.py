@@ -38,6 +38,8 @@ _SKIPPED_CLASSES: Final = _names("endnotes footnote footnotes pagenum pageno pag
 """Classes that many publishers, converters and Project Gutenberg use."""
 _NOT_SHOWN: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _NOTE_MARK: Final = re.compile(r"\s*[(\[]?\s*(?:\d{1,4}|[*†‡§¶]{1,3}|[a-z])\s*[)\]]?\s*")
+_RAISED: Final = "\u2060"
+"""Stands for the start of a superscript until its block ends; an invisible character, which is not read anyway."""
 _SPACE: Final = re.compile(r"\s+")
 _CLOSINGS: Final = {"<!--": "-->", "<![CDATA[": "]]>", "<!": ">", "<?": ">"}
 _DECLARATION: Final = re.compile("|".join(map(re.escape, _CLOSINGS)))
@@ -126,6 +128,8 @@ class Page(HTMLParser):
             self.blocks.append(Block(SCENE_BREAK))
         elif tag == "br":
             self._parts.append(" ")
+        elif tag == "sup":
+            self._parts.append(_RAISED)
         elif tag == "a" and "#" in given.get("href", ""):
             self._link = len(self._parts)
 
@@ -144,7 +148,8 @@ class Page(HTMLParser):
         if tag == "title":
             self._in_title = False
         if tag == "a" and self._link is not None:
-            if not self._level and _NOTE_MARK.fullmatch("".join(self._parts[self._link :])):
+            before = self._parts[self._link - 1] if self._link else ""
+            if not self._level and _is_note_mark(before, "".join(self._parts[self._link :])):
                 del self._parts[self._link :]
             self._link = None
         if tag in _BLOCKS:
@@ -159,7 +164,7 @@ class Page(HTMLParser):
             self._parts.append(data)
 
     def _end_block(self) -> None:
-        text = _SPACE.sub(" ", "".join(self._parts)).strip()
+        text = _SPACE.sub(" ", "".join(self._parts).replace(_RAISED, "")).strip()
         if text:
             self.blocks.append(Block(text, self._level, self._chapter))
             self._chapter = None
@@ -218,6 +223,12 @@ def _without_declarations(text: str) -> str:
             parts.append(escape(text[at:end]) if opening == "<![CDATA[" else "")
             at = end + len(_CLOSINGS[opening])
     return "".join([*parts, text[at:]])
+
+
+def _is_note_mark(before: str, link: str) -> bool:
+    """Return whether a link to a place in a book is the mark of a note, and not a number such as in "see chapter 5"."""
+    is_word = before[-1:].isspace() and _RAISED not in link and link.strip().isalnum()
+    return not is_word and _NOTE_MARK.fullmatch(link.replace(_RAISED, "")) is not None
 
 
 def begins_chapter(block: Block) -> bool:
