@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, object]:
 
 def test_killed_narration_has_every_sentence_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERWORDS_TESTING", "1")
-    texts = make_book(tmp_path / "book.md", 2, 4, words="fault-slow ")
+    texts = make_book(tmp_path / "book.md", 2, 24, words="fault-slow ")  # many more than are spoken at once
     out = tmp_path / "book.flac"
 
     killed, _ = stop_after(start(tmp_path / "book.md", out), out, 2, signal.SIGKILL)
