@@ -202,9 +202,9 @@ class Connection:
         self._end_live()
         for task in tasks:
             task.cancel()
-        for error in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(error, Exception):
-                await self._report(error)
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        if error := next((error for error in errors if isinstance(error, Exception)), None):  # both may have failed
+            await self._report(error)
         self._writer.close()
         if self._speaking:
             await asyncio.gather(self._speaking, return_exceptions=True)
