@@ -231,10 +231,14 @@ async def test_error_closes_the_connection(
 async def test_malformed_event_is_refused(speaker: Speaker, sent: bytes, code: str | None) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", speaker.port)
     writer.write(sent)
-    async with asyncio.timeout(DEADLINE_S):
-        event = await async_read_event(reader)
-        assert await reader.read() == b""
-    writer.close()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            event = await async_read_event(reader)
+            if event and AudioStart.is_type(event.type):  # the live text was begun
+                event = await async_read_event(reader)
+            assert await reader.read() == b""
+    finally:
+        writer.close()
     assert (event and Error.from_event(event).code) == code
 
 
