@@ -66,7 +66,7 @@ class TestMlx(Qwen3Contract):
         monkeypatch.setattr(scheduler_module, "MlxBatch", Counted)  # the batch size is not visible from outside
         task = self.task(engine, prompt, text="One two three. " * 60, seed=None)
         speech = engine.synthesize(task)
-        next(speech, None)
+        any(max(sizes) > 1 for _ in speech)  # the first segment may begin before the others are there
         speech.close()
         assert 1 < max(sizes) < engine_module.ROWS  # and a row is left for others
         sizes.clear()
